@@ -1,0 +1,210 @@
+"""What the commands share: the declarations of their options, and `Command`, which reads them as people write them.
+
+    @app.command(cls=Command, epilog=EXAMPLES)
+    def sample(arguments: Arguments = None, total_steps: TotalSteps = None, json: Json = False, quiet: Quiet = False):
+
+An option left out is None, so that the config decides; `json` and `quiet` need no handling in the command.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from uldm_cli import console
+from uldm_cli.errors import UsageError
+
+_MACHINE = "Machine"
+_OUTPUT = "Output"
+_SAMPLING = "Sampling"
+
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="CONFIG KEY=VALUE",
+        help="A YAML file, then single settings: sampler.eta=0, sampler=ddpm (replaces the node), ~key (removes it).",
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="REF", help="A .safetensors file, a run's folder, or the name of an embedded one."),
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", metavar="ema|raw", help="Which weights of the model: averaged, or as trained.")
+]
+
+TotalSteps = Annotated[
+    int | None, typer.Option("--total-steps", metavar="N", help="Steps of the sampler.", rich_help_panel=_SAMPLING)
+]
+StepSize = Annotated[
+    int | None,
+    typer.Option("--step-size", metavar="N", help="Write every N-th step; 0: the end only.", rich_help_panel=_SAMPLING),
+]
+Eta = Annotated[
+    float | None,
+    typer.Option("--eta", metavar="X", help="DDIM's noise: 0 for none, 1 for DDPM's.", rich_help_panel=_SAMPLING),
+]
+Sampler = Annotated[
+    str | None,
+    typer.Option("--sampler", metavar="KIND", help="The sampler: ddim, ddpm or a plugin's.", rich_help_panel=_SAMPLING),
+]
+Num = Annotated[
+    int | None, typer.Option("--num", "-n", metavar="N", help="How many samples.", rich_help_panel=_SAMPLING)
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", help="Of the random numbers; sample i draws from seed + i."),
+]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic", help="One sample at a time: the same bytes at any batch size.", rich_help_panel=_SAMPLING
+    ),
+]
+
+Outdir = Annotated[
+    Path | None, typer.Option("--outdir", metavar="DIR", help="Where to write.", rich_help_panel=_OUTPUT)
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from what is in the output folder.", rich_help_panel=_OUTPUT)
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything and show the plan; write nothing.", rich_help_panel=_OUTPUT)
+]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.", rich_help_panel=_OUTPUT)]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.", rich_help_panel=_OUTPUT)
+]
+
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", metavar="N", help="Images computed at once.", rich_help_panel=_MACHINE)
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=_MACHINE),
+]
+Precision = Annotated[
+    str | None, typer.Option("--precision", metavar="NAME", help="auto, fp32 or bf16.", rich_help_panel=_MACHINE)
+]
+
+_POSITIONAL = ""  # an alias of the positional CONFIG
+# Spellings of the scripts that people come from. Each counts only for a command that has the option it stands for.
+_ALIASES = {
+    "--config": _POSITIONAL,
+    "--checkpoint": "--model",
+    "--ddim-steps": "--total-steps",
+    "--custom-steps": "--total-steps",
+    "--ddim-eta": "--eta",
+    "--scale": "--guidance-scale",
+    "--n-samples": "--num",
+    "--H": "--height",
+    "--W": "--width",
+    "--logdir": "--outdir",
+}
+# The letters mean this only where images are sampled: those scripts' trainers give them other meanings.
+_SAMPLING_ALIASES = {"-c": "--total-steps", "-e": "--eta", "-r": "--model", "-l": "--outdir"}
+
+
+class Command(TyperCommand):
+    """A command that takes the spellings above, an underscore for a dash in any flag, and prints its epilog verbatim.
+
+    Before anything is checked it sets the console to what `--json` and `--quiet` ask for, so that errors obey them too.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Spell the flags as they are declared, then parse."""
+        takes_value = {
+            name: not (param.is_flag or param.count)
+            for param in self.get_params(ctx)
+            if param.param_type_name == "option"
+            for name in (*param.opts, *param.secondary_opts)
+        }
+        spelling = _Spelling(takes_value, positional=self._takes_config())
+        spelling.read(args)
+        console.configure(json="--json" in spelling.flags, quiet=not spelling.flags.isdisjoint({"-q", "--quiet"}))
+        return super().parse_args(ctx, spelling.arguments)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The line after "Usage: uldm ldm sample"."""
+        if self._takes_config():
+            return ["[CONFIG]", "[KEY=VALUE]...", "[OPTIONS]"]
+        return super().collect_usage_pieces(ctx)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The help, with the examples below it just as they were written."""
+        examples, self.epilog = self.epilog, None
+        super().format_help(ctx, formatter)
+        self.epilog = examples
+        if examples:
+            formatter.write(f"{examples.strip()}\n")
+
+    def _takes_config(self) -> bool:
+        return any(param.name == "arguments" and param.nargs == -1 for param in self.params)
+
+
+class _Spelling:
+    """Rewrites the arguments of one call: `arguments` are all of them, `flags` the names that occurred.
+
+    It walks as the parser will, so that a value is never taken for a flag.
+    """
+
+    def __init__(self, takes_value: Mapping[str, bool], *, positional: bool) -> None:
+        self._takes_value = takes_value
+        table = _ALIASES | (_SAMPLING_ALIASES if "--step-size" in takes_value else {})
+        self._aliases = {
+            alias: option
+            for alias, option in table.items()
+            if alias not in takes_value and (option in takes_value or (option == _POSITIONAL and positional))
+        }
+        self.arguments: list[str] = []
+        self.flags: set[str] = set()
+
+    def read(self, args: list[str]) -> None:
+        rest = list(args)
+        while rest:
+            arg = rest.pop(0)
+            if arg == "--":
+                self.arguments += [arg, *rest]
+                return
+            if arg.startswith("--"):
+                self._long(arg, rest)
+            elif arg.startswith("-") and len(arg) > 1:
+                self._short(arg, rest)
+            else:
+                self.arguments.append(arg)
+
+    def _long(self, arg: str, rest: list[str]) -> None:
+        given, equals, value = arg.partition("=")
+        name = given if given in self._takes_value else given.replace("_", "-")
+        option = self._aliases.get(name, name)
+        if option == _POSITIONAL:
+            if not equals and not rest:
+                raise UsageError(f"option '{given}' needs a value")
+            self.arguments.insert(0, value if equals else rest.pop(0))
+            return
+        self.flags.add(option)
+        self.arguments.append(option + equals + value)
+        if not equals and self._takes_value.get(option):
+            self.arguments += _take(rest)
+
+    def _short(self, arg: str, rest: list[str]) -> None:
+        """`-q`, `-n 3`, `-n3` or several in one word, `-qn3`."""
+        for index, letter in enumerate(arg[1:], start=1):
+            option = self._aliases.get(f"-{letter}", f"-{letter}")
+            if option not in self._takes_value:
+                self.arguments.append(f"-{arg[index:]}")
+                return
+            self.flags.add(option)
+            self.arguments.append(option)
+            if self._takes_value[option]:
+                attached = arg[index + 1 :]
+                self.arguments += [attached] if attached else _take(rest)
+                return
+
+
+def _take(rest: list[str]) -> list[str]:
+    """The next argument as it is; none is left to the parser to complain about."""
+    return [rest.pop(0)] if rest else []
