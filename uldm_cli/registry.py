@@ -7,9 +7,12 @@ those costs a scan of the installed distributions, which happens at most once an
 import os
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uldm_cli.errors import ConfigError, PluginError, nearest
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 API_VERSION = "v1"
 GROUPS = (
@@ -135,22 +138,16 @@ def owner(group: str, kind: str) -> str:
 def _plugins() -> tuple[Entry, ...]:
     from importlib import metadata
 
-    found = []
-    for point in metadata.entry_points():
-        if not point.group.startswith("uldm."):
-            continue
-        name = point.group.removeprefix("uldm.").removesuffix(f".{API_VERSION}")
-        known = name in BUILTIN and point.group == f"uldm.{name}.{API_VERSION}"
-        found.append(
-            Entry(
-                name if known else point.group,
-                point.name,
-                point.value,
-                point.dist.name if point.dist else "unknown",
-                point.dist.version if point.dist else "unknown",
-            )
-        )
+    points = metadata.entry_points()
+    found = [_entry(point) for group in points.groups if group.startswith("uldm.") for point in points.select(group=group)]
     return tuple(sorted(found, key=lambda entry: (entry.group, entry.kind, entry.distribution)))
+
+
+def _entry(point: "EntryPoint") -> Entry:
+    name = point.group.removeprefix("uldm.").removesuffix(f".{API_VERSION}")
+    known = name in BUILTIN and point.group == f"uldm.{name}.{API_VERSION}"
+    distribution, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "unknown")
+    return Entry(name if known else point.group, point.name, point.value, distribution, version)
 
 
 def _usable(group: str) -> list[Entry]:
@@ -186,9 +183,9 @@ def _owner(entry: Entry) -> str:
 def _import(target: str) -> Any:
     from importlib import import_module
 
-    module, _, name = target.partition(":")
+    module, _, name = target.partition("[")[0].strip().partition(":")
     found = import_module(module)
-    for part in name.split("."):
+    for part in filter(None, name.split(".")):
         found = getattr(found, part)
     return found
 
