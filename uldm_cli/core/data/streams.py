@@ -1,0 +1,256 @@
+"""Batches from a set of images: endless and shuffled for training, once through in order for evaluation.
+
+What sample number k shows depends on the seed and on k alone: epoch k // L, place k % L of the permutation that
+(seed, epoch) draws. So neither batch size, nor workers, nor stopping and resuming changes what training sees.
+"""
+
+import hashlib
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from uldm_cli.core.images import ImageError
+from uldm_cli.errors import UldmError, UsageError
+
+STRICT_HINT = "Without strict such files are skipped"
+
+
+class ImageSet(Protocol):
+    """Square images of one size with labels. `dataset[i]` raises ImageError for a file that cannot be decoded.
+
+    A set that is held in memory may also have `gather(indices) -> (images, labels)`, which is then used, in the
+    process itself, instead of reading item by item in workers.
+    """
+
+    classes: tuple[str, ...]  # names of the labels 0, 1, ...; empty without classes
+    channels: int
+    size: int
+    skipped: list[tuple[str, str]]  # (name, reason) of the files left out when the set was opened
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """The image, uint8 `[channels, size, size]`, and its label, -1 for none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images.
+
+    Attributes:
+        image: uint8 `[N, C, H, W]`.
+        label: int64 `[N]`, -1 for none.
+        number: int64 `[N]`, the sample numbers; of `sequential`, the indices.
+        skipped: (name, reason) of each file that could not be decoded here.
+    """
+
+    image: Tensor
+    label: Tensor
+    number: Tensor
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    def pin_memory(self) -> "Batch":
+        """What DataLoader calls to have page-locked memory, from which copies to CUDA need not wait."""
+        return replace(
+            self, image=self.image.pin_memory(), label=self.label.pin_memory(), number=self.number.pin_memory()
+        )
+
+
+def stream(
+    dataset: ImageSet,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    workers: int = 0,
+    strict: bool = False,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Endless shuffled batches; they run across the borders of epochs and are always full.
+
+    A file that cannot be decoded is replaced by the next readable one in the set's own order, and named in the
+    batch's `skipped` whenever its turn comes.
+
+    Args:
+        dataset: what to read.
+        batch_size: samples a batch.
+        seed: of the permutations.
+        start: the first sample number; nothing before it is read.
+        workers: processes that read and decode; 0 reads in this one. They end when the iterator is closed.
+        strict: stop at a file that cannot be decoded.
+        pin_memory: for consumers on CUDA.
+
+    Raises:
+        UsageError: strict, or no file of the set can be decoded.
+    """
+    reader = _ShuffledReader(dataset, seed, strict)
+    numbers = (range(first, first + batch_size) for first in count(start, batch_size))
+    yield from _load(reader, numbers, workers, pin_memory)
+
+
+def sequential(
+    dataset: ImageSet, *, batch_size: int, workers: int = 0, strict: bool = False, pin_memory: bool = False
+) -> Iterator[Batch]:
+    """The whole set once, in order. Files that cannot be decoded are left out and named in a batch's `skipped`.
+
+    Raises:
+        UsageError: strict, or no file of the set can be decoded.
+    """
+    indices = (range(i, min(i + batch_size, len(dataset))) for i in range(0, len(dataset), batch_size))
+    held: Batch | None = None  # one batch behind, so that a batch without readable files hands its names on
+    for batch in _load(_OrderedReader(dataset, strict), indices, workers, pin_memory):
+        if held is None or not len(held):
+            held = replace(batch, skipped=(held.skipped if held else []) + batch.skipped)
+        elif not len(batch):
+            held = replace(held, skipped=held.skipped + batch.skipped)
+        else:
+            yield held
+            held = batch
+    if held is None or not len(held):
+        raise _nothing_readable(held.skipped if held else [])
+    yield held
+
+
+class _Reader:
+    """What a worker runs: numbers to a batch. DataLoader hands `__getitems__` a whole batch's numbers at once."""
+
+    def __init__(self, dataset: ImageSet, strict: bool) -> None:
+        self.dataset = dataset
+        self.strict = strict
+
+    def __getitems__(self, numbers: Sequence[int]) -> Batch | UldmError:
+        try:
+            return self.read(numbers)
+        except UldmError as error:  # as a value: an exception would arrive as a page of the worker's traceback
+            return error
+
+    def read(self, numbers: Sequence[int]) -> Batch:
+        raise NotImplementedError
+
+    def gather(self, indices: Sequence[int], numbers: Sequence[int]) -> Batch | None:
+        """All at once, where the set can do that."""
+        gather = getattr(self.dataset, "gather", None)
+        if gather is None:
+            return None
+        images, labels = gather(_int64(indices))
+        return Batch(images, labels, _int64(numbers))
+
+    def item(self, index: int, skipped: list[tuple[str, str]]) -> tuple[Tensor, int] | None:
+        """One sample; None, with a note in `skipped`, when it cannot be decoded."""
+        try:
+            return self.dataset[index]
+        except ImageError as error:
+            if self.strict:
+                raise UsageError(str(error), STRICT_HINT) from error
+            skipped.append((error.name, error.reason))
+            return None
+
+    def batch(self, items: list[tuple[Tensor, int]], numbers: Sequence[int], skipped: list[tuple[str, str]]) -> Batch:
+        shape = (0, self.dataset.channels, self.dataset.size, self.dataset.size)
+        images = torch.stack([image for image, _ in items]) if items else torch.empty(shape, dtype=torch.uint8)
+        return Batch(images, torch.tensor([label for _, label in items], dtype=torch.int64), _int64(numbers), skipped)
+
+
+class _OrderedReader(_Reader):
+    def read(self, numbers: Sequence[int]) -> Batch:
+        if in_memory := self.gather(numbers, numbers):
+            return in_memory
+        skipped: list[tuple[str, str]] = []
+        found = [(number, item) for number in numbers if (item := self.item(number, skipped))]
+        return self.batch([item for _, item in found], [number for number, _ in found], skipped)
+
+
+class _ShuffledReader(_Reader):
+    def __init__(self, dataset: ImageSet, seed: int, strict: bool) -> None:
+        super().__init__(dataset, strict)
+        self.seed = seed
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def read(self, numbers: Sequence[int]) -> Batch:
+        indices = [self.index(number) for number in numbers]
+        if in_memory := self.gather(indices, numbers):
+            return in_memory
+        skipped: list[tuple[str, str]] = []
+        return self.batch([self.next_readable(index, skipped) for index in indices], numbers, skipped)
+
+    def index(self, number: int) -> int:
+        epoch, place = divmod(number, len(self.dataset))
+        if epoch != self._epoch:
+            self._order = permutation(len(self.dataset), self.seed, epoch)
+            self._epoch = epoch
+        return int(self._order[place])
+
+    def next_readable(self, index: int, skipped: list[tuple[str, str]]) -> tuple[Tensor, int]:
+        for offset in range(len(self.dataset)):
+            if item := self.item((index + offset) % len(self.dataset), skipped):
+                return item
+        raise _nothing_readable(skipped)
+
+
+def permutation(length: int, seed: int, epoch: int) -> Tensor:
+    """The order of an epoch, int64 `[length]`."""
+    digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=7).digest()  # seeds nearby share no bits
+    return torch.randperm(length, generator=torch.Generator().manual_seed(int.from_bytes(digest, "big")))
+
+
+def _load(reader: _Reader, numbers: Iterator[range], workers: int, pin_memory: bool) -> Iterator[Batch]:
+    if hasattr(reader.dataset, "gather"):
+        workers = 0  # indexing memory is faster than sending batches between processes
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than processors
+        loader: DataLoader[Batch] = DataLoader(
+            reader,  # type: ignore[arg-type]  # a map-style dataset in all but the base class
+            batch_sampler=numbers,  # type: ignore[arg-type]  # an iterator will do: it is read once
+            num_workers=workers,
+            collate_fn=_unchanged,
+            pin_memory=pin_memory,
+            worker_init_fn=_ignore_interrupt,
+            generator=torch.Generator(),  # its own, so that the global one is left as it was
+        )
+        batches = iter(loader)
+    try:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            if isinstance(batch, UldmError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error):
+            raise
+        hint = "Usually memory, or /dev/shm, is short: use fewer workers or a smaller batch"
+        raise UldmError("a process that reads the data was killed", hint) from error
+    finally:
+        del batches  # the last reference: its workers end now
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the main one alone answers, and ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _int64(values: Sequence[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def _nothing_readable(skipped: list[tuple[str, str]]) -> UldmError:
+    first = f", the first being {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+    return UsageError(f"not one image of the data set can be decoded{first}")

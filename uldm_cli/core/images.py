@@ -1,0 +1,167 @@
+"""Image files to 8-bit tensors, and the model's [-1, 1] tensors back to 8 bits: the only place that does either."""
+
+import io
+import struct
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import IO, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from uldm_cli.errors import UldmError, UsageError
+
+MIN_SIDE, MAX_SIDE, MAX_PIXELS = 8, 16_384, 100_000_000
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
+# Only these decoders are tried, whatever the file calls itself: Pillow's EPS decoder, for one, starts Ghostscript.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+
+Rounding = Literal["round", "truncate"]
+
+
+class ImageError(UsageError):
+    """An image that cannot be used. `name` is the file or archive member, `reason` what is wrong with it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+        return type(self), (self.name, self.reason)  # it crosses from a reading worker to the main process
+
+
+def to_uint8(x: Tensor, rule: Rounding = "round") -> np.ndarray:
+    """Images as 8-bit arrays.
+
+    Args:
+        x: `[N, C, H, W]` float in [-1, 1]; values outside are clamped.
+        rule: "round" to the nearest of the 256 values, or "truncate" towards zero as the CompVis scripts do.
+
+    Returns:
+        uint8 `[N, H, W, C]`, on the host.
+
+    Raises:
+        UldmError: x holds NaN, which would otherwise turn into a plausible black.
+    """
+    if torch.isnan(x).any():
+        raise UldmError("the images contain NaN", "Try --precision fp32, or an earlier checkpoint")
+    scaled = (x.detach().float() + 1).mul(127.5).clamp(0, 255)
+    if rule == "round":
+        scaled = scaled.round()
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def check_header(file: IO[bytes], name: str) -> None:
+    """Reads an image's header, no pixels.
+
+    Raises:
+        ImageError: not an image, a broken header, or a size outside of MIN_SIDE, MAX_SIDE, MAX_PIXELS.
+    """
+    width, height = _open(file, name).size
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(name, f"{width}x{height} pixels, smaller than {MIN_SIDE} on a side")
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(name, f"{width}x{height} pixels, larger than {MAX_SIDE} on a side")
+
+
+def decode_image(
+    source: bytes | str | Path, channels: int = 3, size: int | None = None, name: str | None = None
+) -> Tensor:
+    """An encoded image as a tensor: upright (EXIF), first frame, transparency over white, 16 bits scaled to 8.
+
+    Args:
+        source: the file's content, or its path.
+        channels: 3 for RGB, 1 for grey (ITU-R 601 luma).
+        size: scale the short side to this many pixels and cut out the centre square; None keeps the image's size.
+        name: what errors call it; the path unless given.
+
+    Returns:
+        uint8 `[channels, H, W]`.
+
+    Raises:
+        ImageError: it does not exist, is no image, is truncated, or has more than MAX_PIXELS pixels.
+    """
+    name = name or ("the image" if isinstance(source, bytes) else str(source))
+    try:
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        raise ImageError(name, f"cannot be read ({error.strerror})") from error
+    image = _open(io.BytesIO(content), name)
+    try:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        plain = _convert(image, channels)
+    except Exception as error:  # what a broken file makes Pillow's decoders raise is not limited to OSError
+        raise ImageError(name, f"cannot be decoded ({_one_line(error)})") from error
+    if size is not None:
+        plain = fit(plain, size)
+    return to_tensor(plain)
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """The centre square, its side scaled to `size` with Pillow's antialiased Lanczos filter."""
+    if image.size == (size, size):
+        return image
+    return ImageOps.fit(image, (size, size), method=Image.Resampling.LANCZOS)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An L or RGB image as uint8 `[C, H, W]`."""
+    array = np.array(image)  # a copy: torch wants memory that it may write to
+    return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
+
+
+def _open(file: IO[bytes], name: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about sizes, which are checked below, and about damaged metadata
+            image = Image.open(file, formats=_decoders())
+    except Image.DecompressionBombError as error:
+        raise ImageError(name, f"more than {MAX_PIXELS // 10**6} million pixels") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(name, "not an image, or its header is damaged") from error
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        raise ImageError(name, f"its header cannot be read ({_one_line(error)})") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(name, f"{image.width}x{image.height}, more than {MAX_PIXELS // 10**6} million pixels")
+    return image
+
+
+@cache
+def _decoders() -> tuple[str, ...]:
+    """Those of the wanted formats that this build of Pillow has."""
+    Image.init()
+    return tuple(format for format in _FORMATS if format in Image.OPEN)
+
+
+def _convert(image: Image.Image, channels: int) -> Image.Image:
+    """Any mode to L (1 channel) or RGB (3 channels), 8 bits."""
+    if image.mode.startswith("I"):
+        image = _from_16_bits(image)
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is unknown")
+    elif image.has_transparency_data:
+        coloured = image.convert("RGBA")
+        white = Image.new("RGBA", coloured.size, "white")
+        image = Image.alpha_composite(white, coloured).convert("RGB")
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")  # CMYK, YCbCr and palettes reach grey through their colours
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """Scales 16-bit grey to 8: Pillow's own conversion would clip everything above 255 to white."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65_535:
+        raise ValueError("grey values outside of 16 bits")
+    return Image.fromarray(((values * 255 + 32_767) // 65_535).astype(np.uint8))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
