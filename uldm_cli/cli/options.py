@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
 
 from uldm_cli import console
 from uldm_cli.errors import UsageError
@@ -33,7 +33,8 @@ Model = Annotated[
     typer.Option("--model", metavar="REF", help="A .safetensors file, a run's folder, or the name of an embedded one."),
 ]
 Weights = Annotated[
-    str | None, typer.Option("--weights", metavar="ema|raw", help="Which weights of the model: averaged, or as trained.")
+    str | None,
+    typer.Option("--weights", metavar="ema|raw", help="Which weights of the model: averaged, or as trained."),
 ]
 
 TotalSteps = Annotated[
@@ -61,7 +62,10 @@ Seed = Annotated[
 Deterministic = Annotated[
     bool,
     typer.Option(
-        "--deterministic", help="One sample at a time: the same bytes at any batch size.", rich_help_panel=_SAMPLING
+        "--deterministic",
+        metavar="",
+        help="One sample at a time: the same bytes at any batch size.",
+        rich_help_panel=_SAMPLING,
     ),
 ]
 
@@ -69,14 +73,20 @@ Outdir = Annotated[
     Path | None, typer.Option("--outdir", metavar="DIR", help="Where to write.", rich_help_panel=_OUTPUT)
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from what is in the output folder.", rich_help_panel=_OUTPUT)
+    bool, typer.Option("--resume", metavar="", help="Go on from what is in the output folder.", rich_help_panel=_OUTPUT)
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check everything and show the plan; write nothing.", rich_help_panel=_OUTPUT)
+    bool,
+    typer.Option(
+        "--dry-run", metavar="", help="Check everything and show the plan; write nothing.", rich_help_panel=_OUTPUT
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.", rich_help_panel=_OUTPUT)]
+Json = Annotated[
+    bool, typer.Option("--json", metavar="", help="The result as JSON on stdout.", rich_help_panel=_OUTPUT)
+]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and errors.", rich_help_panel=_OUTPUT)
+    bool,
+    typer.Option("--quiet", "-q", metavar="", help="Say nothing but warnings and errors.", rich_help_panel=_OUTPUT),
 ]
 
 BatchSize = Annotated[
@@ -90,6 +100,7 @@ Precision = Annotated[
     str | None, typer.Option("--precision", metavar="NAME", help="auto, fp32 or bf16.", rich_help_panel=_MACHINE)
 ]
 
+GIVEN = "uldm_cli.given"  # in a context's `meta`: option -> the text that was given to it, for messages
 _POSITIONAL = ""  # an alias of the positional CONFIG
 # Spellings of the scripts that people come from. Each counts only for a command that has the option it stands for.
 _ALIASES = {
@@ -119,12 +130,13 @@ class Command(TyperCommand):
         takes_value = {
             name: not (param.is_flag or param.count)
             for param in self.get_params(ctx)
-            if param.param_type_name == "option"
+            if isinstance(param, TyperOption)
             for name in (*param.opts, *param.secondary_opts)
         }
         spelling = _Spelling(takes_value, positional=self._takes_config())
         spelling.read(args)
         console.configure(json="--json" in spelling.flags, quiet=not spelling.flags.isdisjoint({"-q", "--quiet"}))
+        ctx.meta[GIVEN] = spelling.values
         return super().parse_args(ctx, spelling.arguments)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -146,7 +158,8 @@ class Command(TyperCommand):
 
 
 class _Spelling:
-    """Rewrites the arguments of one call: `arguments` are all of them, `flags` the names that occurred.
+    """Rewrites the arguments of one call: `arguments` are all of them, `flags` the options that occurred, `values`
+    what was given to them.
 
     It walks as the parser will, so that a value is never taken for a flag.
     """
@@ -161,6 +174,7 @@ class _Spelling:
         }
         self.arguments: list[str] = []
         self.flags: set[str] = set()
+        self.values: dict[str, str] = {}
 
     def read(self, args: list[str]) -> None:
         rest = list(args)
@@ -181,14 +195,12 @@ class _Spelling:
         name = given if given in self._takes_value else given.replace("_", "-")
         option = self._aliases.get(name, name)
         if option == _POSITIONAL:
-            if not equals and not rest:
-                raise UsageError(f"option '{given}' needs a value")
-            self.arguments.insert(0, value if equals else rest.pop(0))
-            return
-        self.flags.add(option)
-        self.arguments.append(option + equals + value)
-        if not equals and self._takes_value.get(option):
-            self.arguments += _take(rest)
+            self.arguments.insert(0, value if equals else _take(rest, given))
+        elif self._takes_value.get(option):
+            self._value(option, value if equals else _take(rest, given))
+        else:
+            self.flags.add(option)
+            self.arguments.append(option + equals + value)
 
     def _short(self, arg: str, rest: list[str]) -> None:
         """`-q`, `-n 3`, `-n3` or several in one word, `-qn3`."""
@@ -197,14 +209,20 @@ class _Spelling:
             if option not in self._takes_value:
                 self.arguments.append(f"-{arg[index:]}")
                 return
+            if self._takes_value[option]:
+                self._value(option, arg[index + 1 :] or _take(rest, f"-{letter}"))
+                return
             self.flags.add(option)
             self.arguments.append(option)
-            if self._takes_value[option]:
-                attached = arg[index + 1 :]
-                self.arguments += [attached] if attached else _take(rest)
-                return
+
+    def _value(self, option: str, value: str) -> None:
+        self.flags.add(option)
+        self.values[option] = value
+        self.arguments += [option, value]
 
 
-def _take(rest: list[str]) -> list[str]:
-    """The next argument as it is; none is left to the parser to complain about."""
-    return [rest.pop(0)] if rest else []
+def _take(rest: list[str], given: str) -> str:
+    """The next argument, whatever it looks like, as the value of the option that was spelt `given`."""
+    if not rest:
+        raise UsageError(f"option '{given}' needs a value")
+    return rest.pop(0)
