@@ -139,7 +139,9 @@ def _plugins() -> tuple[Entry, ...]:
     from importlib import metadata
 
     points = metadata.entry_points()
-    found = [_entry(point) for group in points.groups if group.startswith("uldm.") for point in points.select(group=group)]
+    found = [
+        _entry(point) for group in points.groups if group.startswith("uldm.") for point in points.select(group=group)
+    ]
     return tuple(sorted(found, key=lambda entry: (entry.group, entry.kind, entry.distribution)))
 
 

@@ -1,4 +1,4 @@
-"""What can be configured: `Spec`, a small frozen model with a `kind`, and `Slot`, a field that takes any kind of a group.
+"""What can be configured: `Spec`, a small frozen model with a `kind`, and `Slot`, a field for any kind of a group.
 
     class DDIM(Spec):
         kind: Literal["ddim"] = "ddim"
@@ -57,7 +57,7 @@ class Slot:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: "GetJsonSchemaHandler"
     ) -> "JsonSchemaValue":
-        """Any built-in kind, in short (its name) or in full. A slot inside a slot of its own group is not spelled out."""
+        """Any built-in kind, by name or in full; inside a slot of the same group only its name is spelled out."""
         names = list(registry.BUILTIN[self.group])
         short = {"enum": names, "type": "string"}
         above = _groups_in_schema.get()
