@@ -102,10 +102,10 @@ def result(
     if _state.json:
         _print_json(data)
     elif not _state.quiet:
-        if rows:
-            _print_table(title, columns, rows)
-        elif title:
+        if title:
             print(_one_line(title))
+        if rows:
+            _print_table(columns, rows)
         if summary:
             print(_one_line(summary))
 
@@ -210,15 +210,15 @@ def _jsonable(value: Any) -> Any:
     return str(value)
 
 
-def _print_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title and _one_line(title), box=SIMPLE_HEAD, show_header=bool(columns), title_justify="left")
+    table = Table(box=SIMPLE_HEAD, show_header=bool(columns))
     for index in range(len(rows[0])):
         numeric = all(isinstance(row[index], (int, float)) for row in rows)
-        header = columns[index] if columns else ""
+        header = _one_line(columns[index]) if columns else ""
         table.add_column(header, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
@@ -352,9 +352,10 @@ class _LiveTraining:
         from rich.box import SIMPLE_HEAD
         from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table("value", "now", title=self._title, box=SIMPLE_HEAD, title_justify="left")
+        table = Table("value", "now", box=SIMPLE_HEAD)
         table.columns[1].justify = "right"
         for name, value in values.items():
             table.add_row(_one_line(name), _figure(value))
-        return Group(table, self._bar)
+        return Group(Text(self._title, style="bold"), table, self._bar)

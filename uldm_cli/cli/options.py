@@ -198,6 +198,8 @@ class _Spelling:
             self.arguments.insert(0, value if equals else _take(rest, given))
         elif self._takes_value.get(option):
             self._value(option, value if equals else _take(rest, given))
+        elif equals and option in self._takes_value:
+            raise UsageError(f"option '{given}' takes no value")
         else:
             self.flags.add(option)
             self.arguments.append(option + equals + value)

@@ -1,0 +1,119 @@
+"""What the tests share: a clean environment, files outside the repository, and running `uldm` as a user does."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from uldm_cli import console, registry
+
+ROOT = Path(__file__).resolve().parent.parent
+# Variables that change what uldm prints or finds; a test that is about one sets it itself.
+_STEERING = (
+    "FORCE_COLOR",
+    "LOCAL_RANK",
+    "NO_COLOR",
+    "RANK",
+    "ULDM_DEBUG",
+    "ULDM_DISABLE_PLUGINS",
+    "ULDM_PLUGINS",
+    "WORLD_SIZE",
+)
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in _STEERING:
+        monkeypatch.delenv(name, raising=False)
+    yield
+    console.configure()
+    registry._plugins.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def test_assets() -> Path:
+    """The folder of files too large for the repository, named by ULDM_TEST_ASSETS."""
+    named = os.environ.get("ULDM_TEST_ASSETS")
+    if not named:
+        pytest.skip("ULDM_TEST_ASSETS is not set")
+    return Path(named)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended. `code` is its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def uldm(tmp_path: Path) -> Callable[..., Ended]:
+    """Run `python -m uldm_cli ARGS` in an empty folder, with `env` added to the environment."""
+
+    def run(*args: str, env: dict[str, str] | None = None, cwd: Path = tmp_path, python: tuple[str, ...] = ()) -> Ended:
+        command = [sys.executable, *python, "-m", "uldm_cli", *args]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | (env or {})
+        ended = subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL
+        )
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_ldm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a very small latent diffusion model of 32x32 colour images, its weights random but fixed.
+
+    Nothing in it is zero, so that whatever goes wrong with a step shows in the images. It has 100 timesteps, and EMA
+    weights that differ from the raw ones.
+    """
+    import torch
+
+    from uldm_cli.formats.native import Header, save
+    from uldm_cli.specs.models import LatentDiffusionModel
+
+    config = {
+        "autoencoder": {
+            "kind": "vqvae",
+            "down_channels": [8, 8, 8],
+            "mid_channels": [8, 8],
+            "norm_channels": 4,
+            "num_down_layers": 1,
+            "num_up_layers": 1,
+            "num_heads": 1,
+            "codebook_size": 64,
+        },
+        "image_size": 32,
+        "backbone": {"kind": "unet", "model_channels": 32, "channel_mult": [1, 2], "attention_resolutions": [2]},
+        "schedule": {"kind": "scaled_linear", "timesteps": 100},
+        "target": "eps",
+        "scale_factor": 1.0,
+    }
+    model = LatentDiffusionModel.model_validate(config)
+    module = model.build()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            if tensor.is_floating_point():
+                tensor += 0.1 * torch.randn(tensor.shape, generator=generator)
+    ema = module.denoiser.backbone.state_dict()
+    raw = {key: 0.9 * value for key, value in ema.items()}
+    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
+    parts = {"autoencoder": module.autoencoder.state_dict(), "backbone": raw, "ema": ema}
+    save(path, Header("latent-diffusion", model.model_dump(mode="json"), step=3), parts)
+    return path
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
