@@ -191,6 +191,8 @@ class _Config(Generic[T]):
                 if node.get(part) is None and model_at(self._model, self._tree, here) is not None:
                     node[part] = {}  # a part that is off by default, and is now described
                 node = node.get(part)
+            elif model_at(self._model, self._tree, here[:-1]) is None:
+                node = node.setdefault(part, {})  # a mapping of free keys
             else:
                 raise self._unknown(here, origin)
             if not isinstance(node, (dict, list)):

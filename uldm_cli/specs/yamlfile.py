@@ -40,6 +40,11 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     return _Reader(path).read(_read_text(path))
 
 
+def parse_yaml(text: str) -> dict[str, Any]:
+    """`read_yaml` for text that is in memory."""
+    return _Reader(Path("<text>")).read(text)[0]
+
+
 def to_yaml(data: Mapping[str, Any]) -> str:
     """Plain values as YAML that `read_yaml` reads back; lists of scalars on one line."""
     text = yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
