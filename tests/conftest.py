@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import uldm_cli
 from uldm_cli import console, registry
 
-ROOT = Path(__file__).resolve().parent.parent
+PACKAGE_PARENT = Path(uldm_cli.__file__).resolve().parent.parent
 # Variables that change what uldm prints or finds; a test that is about one sets it itself.
 _STEERING = (
     "FORCE_COLOR",
@@ -58,7 +59,7 @@ def uldm(tmp_path: Path) -> Callable[..., Ended]:
 
     def run(*args: str, env: dict[str, str] | None = None, cwd: Path = tmp_path, python: tuple[str, ...] = ()) -> Ended:
         command = [sys.executable, *python, "-m", "uldm_cli", *args]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)} | (env or {})
+        environment = os.environ | {"PYTHONPATH": str(PACKAGE_PARENT)} | (env or {})
         ended = subprocess.run(
             command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280, stdin=subprocess.DEVNULL
         )
@@ -91,7 +92,13 @@ def tiny_ldm(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "codebook_size": 64,
         },
         "image_size": 32,
-        "backbone": {"kind": "unet", "model_channels": 32, "channel_mult": [1, 2], "attention_resolutions": [2]},
+        "backbone": {
+            "kind": "unet",
+            "model_channels": 32,
+            "channel_mult": [1, 1],
+            "num_res_blocks": 1,
+            "attention_resolutions": [2],
+        },
         "schedule": {"kind": "scaled_linear", "timesteps": 100},
         "target": "eps",
         "scale_factor": 1.0,

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
+import uldm_cli
 from uldm_cli import console
 from uldm_cli.errors import ConfigError, UldmError
 
-ROOT = Path(__file__).resolve().parent.parent
+PACKAGE_PARENT = Path(uldm_cli.__file__).resolve().parent.parent
 
 
 def on_terminal(code: str, **env: str) -> str:
     """What `code` shows where stdout and stderr are a terminal of 80 columns."""
     leader, follower = pty.openpty()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80", "TERM": "xterm"} | env
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE_PARENT), "COLUMNS": "80", "TERM": "xterm"} | env
     process = subprocess.Popen([sys.executable, "-c", code], stdout=follower, stderr=follower, env=environment)
     os.close(follower)
     shown = b""
@@ -154,6 +155,7 @@ def test_piped_training_logs_each_call(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 BARS = """
 import time
+import uldm_cli
 from uldm_cli import console
 with console.training(4, 0, "vqvae [on] fruits") as training:
     training.update(3, {"loss": 0.25}, 512.0)

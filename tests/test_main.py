@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import uldm_cli
 from uldm_cli import __main__ as entry
 from uldm_cli import __version__
 from uldm_cli.errors import PluginError
 
-ROOT = Path(__file__).resolve().parent.parent
+PACKAGE_PARENT = Path(uldm_cli.__file__).resolve().parent.parent
 # Imports the entry, runs it with the arguments, then names which of some modules got loaded.
 LOADED = """
 import sys
@@ -27,7 +28,7 @@ print("loaded:", *sorted(heavy & set(sys.modules)), file=sys.stderr)
 def loaded(*args: str) -> set[str]:
     """Which heavy modules a call of `uldm` imports."""
     command = [sys.executable, "-c", LOADED, *args]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE_PARENT, check=True)
     return set(ended.stderr.rpartition("loaded:")[2].split())
 
 
@@ -43,10 +44,10 @@ def test_help_loads_no_torch_no_pydantic_and_no_yaml() -> None:
 
 @pytest.mark.parametrize("group", ["vqvae", "ldm", "config", "plugins"])
 def test_help_of_a_group_and_its_commands_loads_nothing_heavy(group: str) -> None:
-    from uldm_cli.cli.app import _builtin_group
+    from uldm_cli.cli.app import builtin_group
 
     assert loaded(group, "--help") == {"typer", "rich"}
-    for command in _builtin_group(group).commands:
+    for command in builtin_group(group).commands:
         assert loaded(group, command, "--help") == {"typer", "rich"}
 
 
@@ -123,7 +124,7 @@ def test_debugging_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: 
 def run_with_stdout(path: str) -> subprocess.CompletedProcess[str]:
     with open(path, "w") as stdout:
         command = [sys.executable, "-m", "uldm_cli", "--version"]
-        return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=PACKAGE_PARENT)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
@@ -137,7 +138,7 @@ def test_a_reader_that_went_away_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "uldm_cli", "--version"]
-    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=PACKAGE_PARENT)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (1, "")
 
@@ -147,6 +148,7 @@ def test_ctrl_c_ends_with_130_and_one_line(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     code = f"""
 import pathlib, sys, time
+import uldm_cli
 from uldm_cli import __main__ as entry
 def work(args):
     pathlib.Path({str(ready)!r}).touch()
@@ -154,7 +156,7 @@ def work(args):
 entry._run = work
 sys.exit(entry.main([]))
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, cwd=PACKAGE_PARENT)
     while not ready.exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

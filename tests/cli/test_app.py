@@ -264,7 +264,7 @@ def test_plugins_can_be_turned_off(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 @pytest.mark.parametrize("group", ["vqvae", "ldm", "config", "plugins"])
 def test_every_built_in_command_is_one_that_knows_the_spellings(group: str) -> None:
-    commands = app._builtin_group(group).commands
+    commands = app.builtin_group(group).commands
     assert commands
     for name, command in commands.items():
         assert isinstance(command, Command), name

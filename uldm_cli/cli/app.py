@@ -78,13 +78,13 @@ class Root(Group):
 
     def lazy(self) -> Mapping[str, Lazy]:
         """The table first: a plugin cannot take the name of a built-in group."""
-        builtin = {name: Lazy(line, partial(_builtin_group, name)) for name, line in GROUPS.items()}
+        builtin = {name: Lazy(line, partial(builtin_group, name)) for name, line in GROUPS.items()}
         return {**builtin, **{name: lazy for name, lazy in _plugin_commands("").items() if name not in builtin}}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """A built-in group without a look at the plugins, which takes time."""
         if args[0] in GROUPS:
-            return args[0], _builtin_group(args[0]), args[1:]
+            return args[0], builtin_group(args[0]), args[1:]
         return super().resolve_command(ctx, args)
 
 
@@ -157,7 +157,8 @@ def _unknown_option(name: str, context: Any) -> UsageError:
     return UsageError(f"unknown option '{name}' of '{path}'", hint)
 
 
-def _builtin_group(name: str) -> Group:
+def builtin_group(name: str) -> Group:
+    """Import one group of the table."""
     group = get_group(import_module(f"uldm_cli.cli.{name}").app)
     return Group(name=name, commands=dict(group.commands), help=GROUPS[name])
 
