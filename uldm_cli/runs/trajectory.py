@@ -1,0 +1,117 @@
+"""Sampling as a run sees it: the steps of a batch, and frames made of those that are logged."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from uldm_cli.console import Progress
+    from uldm_cli.core.latent import LatentDiffusion
+    from uldm_cli.core.samplers import Step
+    from uldm_cli.runs.plan import Plan
+
+
+class Frame:
+    """What a batch looks like after a step. Only what is asked for is decoded and copied to the host.
+
+    Args:
+        model: decodes.
+        n: completed steps.
+        state: the scaled latents to look at, `[N, C, h, w]`.
+    """
+
+    def __init__(self, model: LatentDiffusion, n: int, state: Tensor) -> None:
+        self.n = n
+        self._model, self._state = model, state
+
+    @cached_property
+    def latent(self) -> NDArray[np.float32]:
+        """The scaled latents, `[N, C, h, w]`."""
+        array: NDArray[np.float32] = self._state.float().cpu().numpy()
+        return array
+
+    @cached_property
+    def pixels(self) -> NDArray[np.float32]:
+        """Decoded images, `[N, H, W, C]` in [-1, 1]."""
+        array: NDArray[np.float32] = self._decoded.clamp(-1.0, 1.0).permute(0, 2, 3, 1).cpu().numpy()
+        return array
+
+    @cached_property
+    def image(self) -> NDArray[np.uint8]:
+        """Decoded images in 8 bits, `[N, H, W, C]`."""
+        from uldm_cli.core.images import to_uint8
+
+        return to_uint8(self._decoded)
+
+    @cached_property
+    def _decoded(self) -> Tensor:
+        return self._model.decode(self._state)
+
+
+class Trajectories:
+    """The model and sampler of a plan, ready to walk its batches."""
+
+    def __init__(self, plan: Plan) -> None:
+        from uldm_cli.runs.models import load_latent_diffusion
+
+        spec = plan.spec
+        self.spec = spec
+        self.model: LatentDiffusion = load_latent_diffusion(
+            plan.model, device=spec.device, precision=spec.precision, weights=spec.weights
+        )
+        self.device = next(self.model.parameters()).device
+        # mypy sees only that it is a spec: what a sampler is built from is the plugin's own matter
+        self._sampler: Any = spec.sampler
+        if spec.compile:
+            self.model.denoiser.backbone.compile()
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.model.image_shape[1:]
+
+    def frames(self, batch: range, progress: Progress) -> Iterator[Frame]:
+        """The logged steps of the samples with these indices; counts every step of each sample as progress."""
+        seeds = self.spec.sample_seeds[batch.start : batch.stop]
+        steps = counted(walk(self.model, self._sampler, seeds), progress, len(batch))
+        return frames(self.model, steps, self.spec.logged, self.spec.show)
+
+    def repeatable(self) -> AbstractContextManager[None]:
+        """To compute in: cuDNN otherwise may pick, from run to run, algorithms that round differently."""
+        import torch
+
+        if self.spec.deterministic and self.device.type == "cuda":
+            return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+        return nullcontext()
+
+
+def walk(model: LatentDiffusion, sampler: Any, seeds: Sequence[int]) -> Iterator[Step]:
+    """The steps of one batch: each sample starts from the noise of its own seed, and is given no other."""
+    from uldm_cli.core.noise import PerSampleNoise
+
+    noise = PerSampleNoise(seeds, model.latent_shape, next(model.parameters()).device)
+    steps: Iterator[Step] = sampler.build()(model.denoiser, noise.initial(), model.schedule, noise)
+    return steps
+
+
+def counted(steps: Iterable[Step], progress: Progress, samples: int) -> Iterator[Step]:
+    """The same steps, each reported for every sample."""
+    for step in steps:
+        progress.advance(samples)
+        yield step
+
+
+def frames(model: LatentDiffusion, steps: Iterable[Step], logged: Collection[int], show: str) -> Iterator[Frame]:
+    """Frames of the logged steps: of the state ("x_t"), or of the clean latent predicted in them ("x0")."""
+    wanted = frozenset(logged)
+    for step in steps:
+        if step.n in wanted:
+            yield Frame(model, step.n, step.x0 if show == "x0" else step.x)
