@@ -1,0 +1,48 @@
+"""A denoiser: the network together with what its output means."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from uldm_cli.core.samplers import Prediction
+from uldm_cli.core.schedules import Schedule
+
+Target = Literal["eps", "x0", "v"]
+"""What a network predicts: the noise, the clean signal, or the velocity v = alpha eps - sigma x0."""
+
+
+class Denoiser(nn.Module):
+    """Predicts the clean signal and the noise of `x_t = alpha x0 + sigma eps`.
+
+    Args:
+        backbone: `(x [N, C, H, W], t [N or 1]) -> [N, C, H, W]`.
+        schedule: alpha and sigma.
+        target: what the backbone predicts (v: Salimans & Ho 2022, appendix D).
+    """
+
+    def __init__(self, backbone: nn.Module, schedule: Schedule, target: Target) -> None:
+        super().__init__()
+        self.backbone, self.schedule, self.target = backbone, schedule, target
+
+    def forward(self, x: Tensor, t: int) -> Prediction:
+        """For float32 `x` `[N, C, H, W]` whose samples are all at timestep t. Computes in the backbone's dtype."""
+        dtype = next(self.backbone.parameters()).dtype
+        times = torch.tensor([t], device=x.device)
+        inputs = x.to(dtype, memory_format=torch.channels_last)
+        out = self.backbone(inputs, times).to(x.dtype, memory_format=torch.contiguous_format)
+        return convert(self.target, out, x, self.schedule.alpha(t), self.schedule.sigma(t))
+
+
+def convert(target: Target, out: Tensor, x: Tensor, alpha: float, sigma: float) -> Prediction:
+    """x0 and eps from a network's output at a noised input (v: assumes alpha^2 + sigma^2 = 1)."""
+    if target == "eps":
+        return Prediction((x - sigma * out) / alpha, out)
+    if target == "x0":
+        return Prediction(out, (x - alpha * out) / sigma)
+    return Prediction(alpha * x - sigma * out, sigma * x + alpha * out)
+
+
+def training_target(target: Target, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """What the network should have said, `[N, C, H, W]`; alpha and sigma are `[N, 1, 1, 1]`."""
+    return {"eps": eps, "x0": x0}[target] if target != "v" else alpha * eps - sigma * x0

@@ -1,0 +1,37 @@
+"""Where and in what precision to compute."""
+
+import torch
+
+from uldm_cli.errors import UsageError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device named `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes an accelerator if there is one.
+
+    Raises:
+        UsageError: no such device on this machine.
+    """
+    if name == "auto":
+        current = torch.accelerator.current_accelerator(check_available=True)
+        return current if current is not None else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:
+        reason = str(e).splitlines()[0]
+        raise UsageError(f"--device {name} cannot be used here ({reason})", "use auto, cpu, cuda, cuda:N or mps") from e
+    return device
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """`fp32`, `bf16`, or `auto`: bfloat16 where the device computes it natively."""
+    if precision == "auto":
+        return torch.bfloat16 if _has_native_bfloat16(device) else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def _has_native_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Without these instructions PyTorch emulates bfloat16 on a CPU, slower than float32.
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,120 @@
+"""Samplers: generators that walk from noise to an image and yield what happened in each step.
+
+Whoever looks at sampling (frames, saliency, a plugin's analysis) consumes these steps; nothing of it can change them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from uldm_cli.core.schedules import Schedule
+
+
+class Prediction(NamedTuple):
+    """What a denoiser says about a noised input: both float32, shaped like it."""
+
+    x0: Tensor
+    eps: Tensor
+
+
+Denoise = Callable[[Tensor, int], Prediction]
+"""`denoise(x_t, t)`: the network with its parameterisation and guidance."""
+Noise = Callable[[int, int], Tensor]
+"""`noise(step, draw)`: standard normal noise shaped like x, for the draw-th use in a step."""
+Constrain = Callable[[Tensor, int], Tensor]
+"""`constrain(x_t, t)`: changes the state before each call of the network (a known region, say)."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One completed sampling step."""
+
+    n: int
+    """Completed steps: 1 after the first, S after the last."""
+    t: int
+    """Timestep of the network's first call in this step."""
+    x_in: Tensor
+    """What that call saw, `[N, C, H, W]`."""
+    x: Tensor
+    """The state after the step."""
+    x0: Tensor
+    """The clean signal predicted in that call."""
+    eps: Tensor
+    """The noise predicted in that call."""
+    nfe: int
+    """Calls of the network so far."""
+
+
+@torch.no_grad()
+def ddim(
+    denoise: Denoise,
+    x: Tensor,
+    schedule: Schedule,
+    noise: Noise,
+    constrain: Constrain | None = None,
+    *,
+    timesteps: Sequence[int],
+    eta: float,
+) -> Iterator[Step]:
+    """Denoising diffusion implicit models (Song et al. 2021, eq. 12 and 16).
+
+    Args:
+        denoise: predicts x0 and eps.
+        x: initial noise, float32 `[N, C, H, W]`.
+        schedule: alpha and sigma.
+        noise: called once a step when eta > 0.
+        constrain: applied before each call of the network.
+        timesteps: falling, the last being where the last step arrives (see `uniform_timesteps`).
+        eta: 0 is deterministic, 1 has DDPM's posterior variance.
+    """
+    for n, (t, s) in enumerate(pairwise(timesteps), 1):
+        x_in = x if constrain is None else constrain(x, t)
+        x0, eps = denoise(x_in, t)
+        deviation = eta * posterior_deviation(schedule, t, s)
+        x = schedule.alpha(s) * x0 + max(schedule.sigma(s) ** 2 - deviation**2, 0.0) ** 0.5 * eps
+        if deviation > 0:
+            x = x + deviation * noise(n, 0)
+        yield Step(n, t, x_in, x, x0, eps, nfe=n)
+
+
+@torch.no_grad()
+def ddpm(
+    denoise: Denoise,
+    x: Tensor,
+    schedule: Schedule,
+    noise: Noise,
+    constrain: Constrain | None = None,
+    *,
+    timesteps: Sequence[int],
+    variance: Literal["posterior", "beta"],
+) -> Iterator[Step]:
+    """Ancestral sampling (Ho et al. 2020, algorithm 2), between any two timesteps.
+
+    Args: as in `ddim`, and
+        variance: that of the added noise: the posterior's q(x_s | x_t, x0), or "beta", the forward step's q(x_t | x_s).
+    """
+    for n, (t, s) in enumerate(pairwise(timesteps), 1):
+        x_in = x if constrain is None else constrain(x, t)
+        x0, eps = denoise(x_in, t)
+        ratio = schedule.alpha(t) / schedule.alpha(s)
+        forward = forward_variance(schedule, t, s)
+        total = schedule.sigma(t) ** 2
+        x = (ratio * schedule.sigma(s) ** 2 / total) * x_in + (schedule.alpha(s) * forward / total) * x0
+        if s >= 0:
+            deviation = forward**0.5 if variance == "beta" else posterior_deviation(schedule, t, s)
+            x = x + deviation * noise(n, 0)
+        yield Step(n, t, x_in, x, x0, eps, nfe=n)
+
+
+def forward_variance(schedule: Schedule, t: int, s: int) -> float:
+    """Variance of q(x_t | x_s) for s < t: beta_t where they are neighbours."""
+    return schedule.sigma(t) ** 2 - (schedule.alpha(t) / schedule.alpha(s)) ** 2 * schedule.sigma(s) ** 2
+
+
+def posterior_deviation(schedule: Schedule, t: int, s: int) -> float:
+    """Standard deviation of q(x_s | x_t, x0) for s < t (Ho et al. 2020, eq. 7)."""
+    return (forward_variance(schedule, t, s) ** 0.5) * schedule.sigma(s) / schedule.sigma(t)

@@ -1,0 +1,1 @@
+"""Checkpoint layouts, in and out."""

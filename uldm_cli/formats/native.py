@@ -1,0 +1,158 @@
+"""uldm's own checkpoint: one safetensors file whose header says what model it holds. Never a pickle.
+
+Tensors are named `<part>.<key>`: `model.*` and `ema.*` of an autoencoder; `autoencoder.*`, `backbone.*` and `ema.*`
+(the backbone's average) of a latent diffusion model. A file may leave out the raw or the averaged weights.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uldm_cli.errors import ConfigError, UldmError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+KEY = "uldm"
+LARGEST_HEADER = 100 * 2**20  # the format's own limit
+KINDS = {"autoencoder": "model", "latent-diffusion": "backbone"}
+"""Kinds of checkpoint, and which part holds the raw weights that `ema` averages."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint says of itself."""
+
+    kind: str
+    """"autoencoder" or "latent-diffusion"."""
+    config: dict[str, Any]
+    """The model, as `specs.models` describes it."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """The config it was trained with."""
+    step: int = 0
+    tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shape of each tensor in the file."""
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Which of "ema" and "raw" the file holds."""
+        parts = {name.split(".", 1)[0] for name in self.tensors}
+        return tuple(w for w, part in (("ema", "ema"), ("raw", KINDS[self.kind])) if part in parts)
+
+
+def read_header(path: Path) -> Header:
+    """Reads what a checkpoint says of itself; none of its tensors, and no torch.
+
+    Raises:
+        ConfigError: no such file, a folder, truncated, or not a checkpoint of uldm.
+    """
+    raw = _raw_header(path)
+    try:
+        said = json.loads(raw.get("__metadata__", {})[KEY])
+        tensors = {name: tuple(entry["shape"]) for name, entry in raw.items() if name != "__metadata__"}
+        kind, config = said["kind"], said["config"]
+    except (KeyError, TypeError, ValueError) as e:
+        raise ConfigError(
+            f"{path} is a safetensors file, but not a checkpoint of uldm", "name one that `uldm ... train` wrote"
+        ) from e
+    if kind not in KINDS:
+        raise ConfigError(f"{path} holds a model of the unknown kind {kind!r}", "a newer uldm may know it")
+    return Header(kind, config, said.get("training", {}), said.get("step", 0), tensors)
+
+
+def _raw_header(path: Path) -> dict[str, Any]:
+    """The JSON at the start of a safetensors file: 8 bytes of length, then the text (the format's specification)."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, not a checkpoint", "name the .safetensors file or a run's folder")
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else LARGEST_HEADER
+            if length >= LARGEST_HEADER:
+                raise ValueError
+            raw = json.loads(file.read(length))
+            end = max(entry["data_offsets"][1] for name, entry in raw.items() if name != "__metadata__")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no checkpoint {path}", "check the path") from None
+    except OSError as e:
+        raise ConfigError(f"{path} cannot be read: {e.strerror}") from e
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ConfigError(f"{path} is not a safetensors file, or its start is damaged", "fetch or save it again") from None
+    if size < 8 + length + end:
+        raise ConfigError(
+            f"{path} is truncated: {size:,} bytes, and its header tells of {8 + length + end:,}", "fetch it again"
+        )
+    return dict(raw)
+
+
+def save(path: Path, header: Header, parts: Mapping[str, "Mapping[str, Tensor]"]) -> None:
+    """Writes a checkpoint whole or not at all. `parts` maps a part's name to its state dict.
+
+    Raises:
+        UldmError: the disk is full, or the folder cannot be written to.
+    """
+    said = {"kind": header.kind, "config": header.config, "training": header.training, "step": header.step}
+    tensors = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
+    save_tensors(path, tensors, {KEY: json.dumps(said)})
+
+
+def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str]) -> None:
+    """Writes a safetensors file under a temporary name, syncs it and renames it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors makes files that only their owner can read
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
+        temporary.chmod(mode)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as e:
+        temporary.unlink(missing_ok=True)
+        raise UldmError(f"{path} could not be written: {e}", "what was saved before is whole") from e
+
+
+def load_tensors(path: Path, prefix: str = "") -> "dict[str, Tensor]":
+    """The tensors of a safetensors file whose names begin with `prefix`, without it; on the CPU."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  # not a mapping
+            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as e:
+        raise ConfigError(f"{path} cannot be read: {e}", "fetch or save it again") from e
+
+
+def load_into(module: "nn.Module", path: Path, part: str) -> None:
+    """Loads one part of a checkpoint into a module that its config made.
+
+    Raises:
+        ConfigError: the tensors are not those that the module has; the first three that differ are named.
+    """
+    state = load_tensors(path, f"{part}.")
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    differing = [name for name in (*expected, *(found.keys() - expected.keys())) if expected.get(name) != found.get(name)]
+    if differing:
+        first = "; ".join(
+            f"{part}.{name} is {_shape(found.get(name))} in the file and {_shape(expected.get(name))} by the config"
+            for name in differing[:3]
+        )
+        raise ConfigError(
+            f"{path} was made for another config: {len(differing)} tensors differ, first {first}",
+            "use the config it was made with",
+        )
+    module.load_state_dict(state)
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))

@@ -1,0 +1,66 @@
+"""Autoencoders that a config can name."""
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from uldm_cli.specs.base import Slot, Spec
+from uldm_cli.specs.quantizers import EMA
+
+if TYPE_CHECKING:
+    from uldm_cli.core.vqvae import VQVAE as Module
+
+Widths = tuple[PositiveInt, ...]
+
+
+class VQVAE(Spec):
+    """VQ-VAE with a residual, optionally attentive, encoder and decoder."""
+
+    kind: Literal["vqvae"] = "vqvae"
+    in_channels: PositiveInt = Field(3, description="Channels of the images: 3 for colour, 1 for grey.")
+    down_channels: Widths = Field((32, 64, 128), min_length=2, description="Widths of the encoder's levels.")
+    mid_channels: Widths = Field(
+        (128, 128), min_length=2, description="Widths at the bottleneck; first and last equal the last of down_channels."
+    )
+    down_sample: tuple[bool, ...] = Field((True, True), description="Whether each level halves the size.")
+    attn_down: tuple[bool, ...] = Field((False, False), description="Whether each level has attention.")
+    num_down_layers: PositiveInt = Field(2, description="Residual blocks a level of the encoder.")
+    num_mid_layers: PositiveInt = Field(1, description="Pairs of attention and residual block at the bottleneck.")
+    num_up_layers: PositiveInt = Field(2, description="Residual blocks a level of the decoder.")
+    num_heads: PositiveInt = Field(4, description="Attention heads.")
+    norm_channels: PositiveInt = Field(32, description="Groups of the group normalisation; must divide every width.")
+    z_channels: PositiveInt = Field(4, description="Channels of a latent, and length of a code.")
+    codebook_size: PositiveInt = Field(1024, description="Number of codes.")
+    quantizer: Annotated[Spec, Slot("quantizers")] = Field(EMA(), description="How codes are chosen and trained.")
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> Self:
+        last = self.down_channels[-1]
+        if self.mid_channels[0] != last or self.mid_channels[-1] != last:
+            raise ValueError(
+                f"mid_channels {list(self.mid_channels)} must begin and end with {last}, the last of down_channels"
+            )
+        levels = len(self.down_channels) - 1
+        for name in ("down_sample", "attn_down"):
+            given = len(getattr(self, name))
+            if given != levels:
+                raise ValueError(
+                    f"{name} has {given} entries, but down_channels {list(self.down_channels)} needs {levels}: "
+                    "one for each step from a width to the next"
+                )
+        for width in (*self.down_channels, *self.mid_channels):
+            if width % self.norm_channels:
+                raise ValueError(f"norm_channels {self.norm_channels} does not divide the width {width}")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """How many times smaller than the image the latents are, in each direction."""
+        return int(2 ** sum(self.down_sample))
+
+    def build(self) -> "Module":
+        from uldm_cli.core.vqvae import VQVAE as Module
+        from uldm_cli.core.vqvae import VQVAEConfig
+
+        shape = {name: getattr(self, name) for name in VQVAEConfig.__dataclass_fields__}
+        return Module(VQVAEConfig(**shape), self.quantizer.build(self.codebook_size, self.z_channels))

@@ -1,0 +1,64 @@
+"""Backbones, the networks that denoise, that a config can name."""
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from uldm_cli.specs.base import Spec
+
+if TYPE_CHECKING:
+    from uldm_cli.core.unet import UNet as Module
+
+
+class UNet(Spec):
+    """The U-Net of the latent-diffusion family; fields mean what they mean in the published configs."""
+
+    kind: Literal["unet"] = "unet"
+    model_channels: PositiveInt = Field(64, multiple_of=32, description="Width of the first level.")
+    channel_mult: tuple[PositiveInt, ...] = Field(
+        (1, 2, 4), min_length=1, description="Width of each level, in model_channels; each level halves the size."
+    )
+    num_res_blocks: PositiveInt = Field(2, description="Residual blocks a level.")
+    attention_resolutions: tuple[PositiveInt, ...] = Field(
+        (2, 4), description="Downsampling factors (not sizes) at which there is attention."
+    )
+    num_heads: PositiveInt | None = Field(None, description="Attention heads; this or num_head_channels.")
+    num_head_channels: PositiveInt | None = Field(None, description="Channels a head; this or num_heads. 32 if neither.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the residual blocks.")
+    use_scale_shift_norm: bool = Field(False, description="The time embedding scales and shifts, instead of shifting.")
+    resblock_updown: bool = Field(False, description="Residual blocks, not convolutions, change the size.")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.num_heads and self.num_head_channels:
+            raise ValueError("num_heads and num_head_channels are both given: set one of them")
+        for factor in self.attention_resolutions:
+            if factor not in self.factors:
+                raise ValueError(f"attention_resolutions has {factor}, but the levels' factors are {list(self.factors)}")
+        for level, mult in enumerate(self.channel_mult):
+            width = mult * self.model_channels
+            divisor = self.num_heads or self.num_head_channels or 32
+            attends = 2**level in self.attention_resolutions or level == len(self.channel_mult) - 1
+            if attends and width % divisor:
+                name = "num_heads" if self.num_heads else "num_head_channels"
+                raise ValueError(f"{name} {divisor} does not divide the width {width}, which has attention")
+        return self
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """Downsampling factor of each level."""
+        return tuple(2**level for level in range(len(self.channel_mult)))
+
+    def build(self, in_channels: int, out_channels: int) -> "Module":
+        from uldm_cli.core.unet import UNet as Module
+        from uldm_cli.core.unet import UNetConfig
+
+        heads = self.num_head_channels if self.num_heads or self.num_head_channels else 32
+        return Module(
+            UNetConfig(
+                in_channels=in_channels,
+                out_channels=out_channels,
+                num_head_channels=heads,
+                **self.model_dump(exclude={"kind", "num_head_channels"}),
+            )
+        )
