@@ -38,7 +38,9 @@ class Spec(BaseModel):
     command is a Spec too; its kind names the command and it has nothing to build.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), ser_json_inf_nan="constants"
+    )
 
     if TYPE_CHECKING:
         # Each kind has its own arguments, so there is no common signature, and nothing to inherit at run time.
