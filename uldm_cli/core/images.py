@@ -3,6 +3,8 @@
 import io
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO, Literal
@@ -62,7 +64,8 @@ def check_header(file: IO[bytes], name: str) -> None:
     Raises:
         ImageError: not an image, a broken header, or a size outside of MIN_SIDE, MAX_SIDE, MAX_PIXELS.
     """
-    width, height = _open(file, name).size
+    with _no_warnings():
+        width, height = _open(file, name).size
     if min(width, height) < MIN_SIDE:
         raise ImageError(name, f"{width}x{height} pixels, smaller than {MIN_SIDE} on a side")
     if max(width, height) > MAX_SIDE:
@@ -91,16 +94,15 @@ def decode_image(
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as error:
         raise ImageError(name, f"cannot be read ({error.strerror})") from error
-    image = _open(io.BytesIO(content), name)
-    try:
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        plain = _convert(image, channels)
-    except Exception as error:  # what a broken file makes Pillow's decoders raise is not limited to OSError
-        raise ImageError(name, f"cannot be decoded ({_one_line(error)})") from error
-    if size is not None:
-        plain = fit(plain, size)
-    return to_tensor(plain)
+    with _no_warnings():
+        image = _open(io.BytesIO(content), name)
+        try:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            plain = _convert(image, channels)
+        except Exception as error:  # what a broken file makes Pillow's decoders raise is not limited to OSError
+            raise ImageError(name, f"cannot be decoded ({_one_line(error)})") from error
+    return to_tensor(plain if size is None else fit(plain, size))
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:
@@ -116,11 +118,17 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
 
 
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Pillow's are about sizes, which are checked here, and about damaged metadata, of which none is used."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _open(file: IO[bytes], name: str) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about sizes, which are checked below, and about damaged metadata
-            image = Image.open(file, formats=_decoders())
+        image = Image.open(file, formats=_decoders())
     except Image.DecompressionBombError as error:
         raise ImageError(name, f"more than {MAX_PIXELS // 10**6} million pixels") from error
     except UnidentifiedImageError as error:

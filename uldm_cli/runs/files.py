@@ -82,7 +82,8 @@ def writable_folder(path: Path, *, create: bool = True) -> Path:
     while not os.path.lexists(existing) and existing.parent != existing:
         existing = existing.parent
     if not existing.is_dir():
-        raise ConfigError(f"{existing} is a file where a folder is needed for the output", "Give another --outdir")
+        what = "a file" if existing.exists() else "a broken link"
+        raise ConfigError(f"{existing} is {what} where a folder is needed for the output", "Give another --outdir")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"the folder {existing} is not writable", "Give another --outdir")
     if create:

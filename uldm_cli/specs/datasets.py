@@ -28,9 +28,6 @@ class Dataset(Spec):
     flip: bool = Field(False, description="in training, mirror half of the images left to right")
     strict: bool = Field(False, description="stop at an image that cannot be used instead of skipping it")
 
-    def build(self) -> "ImageSet":
-        raise NotImplementedError
-
 
 class Images(Dataset):
     """A folder, .tar or .zip of images, searched recursively; the sub-folders of its root are the classes.

@@ -4,6 +4,7 @@ import os
 import tarfile
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -16,7 +17,7 @@ from uldm_cli.core.data.streams import STRICT_HINT
 from uldm_cli.core.images import EXTENSIONS, ImageError, check_header, decode_image
 from uldm_cli.errors import ConfigError, UsageError, nearest
 
-_READ_ERRORS = (OSError, EOFError, RuntimeError, NotImplementedError, KeyError, zipfile.BadZipFile, zlib.error)
+_READ_ERRORS = (OSError, EOFError, RuntimeError, KeyError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 
 Handle = TypeVar("Handle", BinaryIO, zipfile.ZipFile)
 Member = tuple[str, Callable[[], IO[bytes]]]  # its name, relative to the root with forward slashes, and how to open it
@@ -117,7 +118,7 @@ class _Folder:
         return (self._root / name).read_bytes()
 
 
-class _Archive(Generic[Handle]):
+class _Archive(ABC, Generic[Handle]):
     """A file that every process opens once, for itself: processes that share a handle would share its position."""
 
     def __init__(self, path: Path) -> None:
@@ -132,8 +133,8 @@ class _Archive(Generic[Handle]):
         if self._handle is not None:
             self._handle.close()
 
-    def _open(self) -> Handle:
-        raise NotImplementedError
+    @abstractmethod
+    def _open(self) -> Handle: ...
 
     def _mine(self) -> Handle:
         if self._handle is None or self._process != os.getpid():

@@ -7,11 +7,15 @@ What sample number k shows depends on the seed and on k alone: epoch k // L, pla
 import hashlib
 import signal
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
+from threading import current_thread, main_thread
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -59,6 +63,10 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.number)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Workers send copies. Torch's way, shared memory, fails where /dev/shm is small, as in most containers."""
+        return _unpacked, (self.image.numpy(), self.label.numpy(), self.number.numpy(), self.skipped)
 
     def pin_memory(self) -> "Batch":
         """What DataLoader calls to have page-locked memory, from which copies to CUDA need not wait."""
@@ -110,19 +118,21 @@ def sequential(
     indices = (range(i, min(i + batch_size, len(dataset))) for i in range(0, len(dataset), batch_size))
     held: Batch | None = None  # one batch behind, so that a batch without readable files hands its names on
     for batch in _load(_OrderedReader(dataset, strict), indices, workers, pin_memory):
-        if held is None or not len(held):
-            held = replace(batch, skipped=(held.skipped if held else []) + batch.skipped)
+        if held is None:
+            held = batch
+        elif not len(held):
+            held = replace(batch, skipped=held.skipped + batch.skipped)
         elif not len(batch):
             held = replace(held, skipped=held.skipped + batch.skipped)
         else:
             yield held
             held = batch
     if held is None or not len(held):
-        raise _nothing_readable(held.skipped if held else [])
+        raise _nothing_readable([] if held is None else held.skipped)
     yield held
 
 
-class _Reader:
+class _Reader(ABC):
     """What a worker runs: numbers to a batch. DataLoader hands `__getitems__` a whole batch's numbers at once."""
 
     def __init__(self, dataset: ImageSet, strict: bool) -> None:
@@ -135,8 +145,8 @@ class _Reader:
         except UldmError as error:  # as a value: an exception would arrive as a page of the worker's traceback
             return error
 
-    def read(self, numbers: Sequence[int]) -> Batch:
-        raise NotImplementedError
+    @abstractmethod
+    def read(self, numbers: Sequence[int]) -> Batch: ...
 
     def gather(self, indices: Sequence[int], numbers: Sequence[int]) -> Batch | None:
         """All at once, where the set can do that."""
@@ -164,7 +174,7 @@ class _Reader:
 
 class _OrderedReader(_Reader):
     def read(self, numbers: Sequence[int]) -> Batch:
-        if in_memory := self.gather(numbers, numbers):
+        if (in_memory := self.gather(numbers, numbers)) is not None:
             return in_memory
         skipped: list[tuple[str, str]] = []
         found = [(number, item) for number in numbers if (item := self.item(number, skipped))]
@@ -180,7 +190,7 @@ class _ShuffledReader(_Reader):
 
     def read(self, numbers: Sequence[int]) -> Batch:
         indices = [self.index(number) for number in numbers]
-        if in_memory := self.gather(indices, numbers):
+        if (in_memory := self.gather(indices, numbers)) is not None:
             return in_memory
         skipped: list[tuple[str, str]] = []
         return self.batch([self.next_readable(index, skipped) for index in indices], numbers, skipped)
@@ -208,7 +218,7 @@ def permutation(length: int, seed: int, epoch: int) -> Tensor:
 def _load(reader: _Reader, numbers: Iterator[range], workers: int, pin_memory: bool) -> Iterator[Batch]:
     if hasattr(reader.dataset, "gather"):
         workers = 0  # indexing memory is faster than sending batches between processes
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _child_signal_kept():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than processors
         loader: DataLoader[Batch] = DataLoader(
             reader,  # type: ignore[arg-type]  # a map-style dataset in all but the base class
@@ -232,10 +242,30 @@ def _load(reader: _Reader, numbers: Iterator[range], workers: int, pin_memory: b
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error):
             raise
-        hint = "Usually memory, or /dev/shm, is short: use fewer workers or a smaller batch"
+        hint = "Usually memory is short: use fewer workers or a smaller batch"
         raise UldmError("a process that reads the data was killed", hint) from error
     finally:
         del batches  # the last reference: its workers end now
+
+
+@contextmanager
+def _child_signal_kept() -> Iterator[None]:
+    """Undoes DataLoader's signal handler, which lets a worker's death raise wherever this process happens to be.
+
+    The next batch that is asked for finds the dead worker too, within five seconds.
+    """
+    if not hasattr(signal, "SIGCHLD") or current_thread() is not main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _unpacked(image: np.ndarray, label: np.ndarray, number: np.ndarray, skipped: list[tuple[str, str]]) -> Batch:
+    return Batch(torch.from_numpy(image), torch.from_numpy(label), torch.from_numpy(number), skipped)
 
 
 def _unchanged(batch: Any) -> Any:
