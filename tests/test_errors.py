@@ -25,7 +25,8 @@ def test_errors_cross_a_process_border() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("etta", "eta"), ("DDIM", "ddim"), ("fashion_mnist", "fashion-mnist"), ("xyz", None), ("", None)]
+    ("name", "expected"),
+    [("etta", "eta"), ("DDIM", "ddim"), ("fashion_mnist", "fashion-mnist"), ("xyz", None), ("", None)],
 )
 def test_nearest(name: str, expected: str | None) -> None:
     assert nearest(name, ["eta", "steps", "ddim", "fashion-mnist"]) == expected

@@ -116,7 +116,7 @@ def test_builtin_wins_over_a_plugin_of_its_name(install: Install) -> None:
 def test_two_plugins_with_one_kind(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install("foo", samplers="heun = foo_module:thing")
     install("bar", samplers="heun = bar_module:thing")
-    with pytest.raises(PluginError, match="offered by several plugins: 'bar 1.0', 'foo 1.0'"):
+    with pytest.raises(PluginError, match=r"offered by several plugins: 'bar 1\.0', 'foo 1\.0'"):
         registry.load("samplers", "heun")
     assert {entry.status for entry in registry.entries() if not entry.builtin} == {
         "conflict: several plugins offer this name"
@@ -134,7 +134,7 @@ def test_disabled_plugins(install: Install, monkeypatch: pytest.MonkeyPatch, nam
     assert [entry.kind for entry in registry.commands()] == ["foo.greet"]
     monkeypatch.setenv(name, value)
     assert "heun" not in registry.kinds("samplers")
-    with pytest.raises(ConfigError, match="sampler 'heun' of the plugin 'foo 1.0' is disabled by the environment"):
+    with pytest.raises(ConfigError, match=r"sampler 'heun' of the plugin 'foo 1\.0' is disabled by the environment"):
         registry.load("samplers", "heun")
     assert "disabled by the environment" in {entry.status for entry in registry.entries()}
 

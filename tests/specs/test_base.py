@@ -64,7 +64,9 @@ def test_slot_takes_a_kind_a_mapping_or_a_spec(value: Any) -> None:
 
 
 def test_slots_nest_and_repeat() -> None:
-    top = Top.model_validate({"sampler": {"kind": "wrap", "inner": {"kind": "wrap"}}, "many": ["plain", {"kind": "wrap"}]})
+    top = Top.model_validate(
+        {"sampler": {"kind": "wrap", "inner": {"kind": "wrap"}}, "many": ["plain", {"kind": "wrap"}]}
+    )
     assert top.sampler == Wrap(inner=Wrap())
     assert top.many == (Plain(), Wrap())
     assert top.maybe is None
@@ -188,9 +190,9 @@ def test_check_spec_names_what_is_wrong() -> None:
 
     with pytest.raises(AssertionError, match="Silent has fields without a description: more"):
         check_spec(Silent())
-    with pytest.raises(AssertionError, match="Loose.kind is not declared as"):
+    with pytest.raises(AssertionError, match=r"Loose\.kind is not declared as"):
         check_spec(Loose())
-    with pytest.raises(AssertionError, match=r"Forgetful.build\(\) returned nothing"):
+    with pytest.raises(AssertionError, match=r"Forgetful\.build\(\) returned nothing"):
         check_spec(Forgetful())
     with pytest.raises(AssertionError, match=r"Misnamed has no build\(\)"):
         check_spec(Misnamed())

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from uldm_cli import registry
 from uldm_cli.errors import ConfigError, nearest
+from uldm_cli.specs.base import slot_of
 from uldm_cli.specs.complete import complete, model_at, plain
 from uldm_cli.specs.explain import KeyPath, Origin, explain, origin_of, show, unknown_key
 from uldm_cli.specs.yamlfile import read_yaml, to_yaml
@@ -168,7 +170,7 @@ class _Config(Generic[T]):
         node = self._walk(path, origin)
         if isinstance(node, list):
             del node[self._index(node, path, origin)]
-        elif path[-1] not in node and not self._is_field(path):
+        elif path[-1] not in node and self._field(path) is None:
             raise self._unknown(path, origin)
         else:
             node.pop(path[-1], None)
@@ -187,7 +189,7 @@ class _Config(Generic[T]):
             here = path[: depth + 1]
             if isinstance(node, list):
                 node = node[self._index(node, here, origin)]
-            elif part in node or self._is_field(here):
+            elif part in node or self._field(here) is not None:
                 if node.get(part) is None and model_at(self._model, self._tree, here) is not None:
                     node[part] = {}  # a part that is off by default, and is now described
                 node = node.get(part)
@@ -197,27 +199,35 @@ class _Config(Generic[T]):
                 raise self._unknown(here, origin)
             if not isinstance(node, (dict, list)):
                 self.build()  # an unknown kind, say, is the better message
-                what = f"is {show(node)}" if node is not None else "has no value that could be changed in part"
-                raise ConfigError(f"{origin.at(origin.names or path)}: {'.'.join(here)} {what}", "Set it whole")
+                raise self._indivisible(node, here, origin)
         found: dict[str, Any] | list[Any] = node
         return found
 
-    def _is_field(self, path: KeyPath) -> bool:
+    def _indivisible(self, node: object, path: KeyPath, origin: Origin) -> ConfigError:
+        """The error for a path that goes on below a single value."""
+        dotted = ".".join(path)
+        field = self._field(path)
+        if node is None and field is not None and slot_of(field.annotation, field.metadata) is not None:
+            return ConfigError(f"{origin.place}: {dotted} is off", f"Choose its kind first: {dotted}=KIND")
+        what = f"is {show(node)}" if node is not None else "has no value that could be changed in part"
+        return ConfigError(f"{origin.place}: {dotted} {what}", "Set it whole")
+
+    def _field(self, path: KeyPath) -> FieldInfo | None:
         node = model_at(self._model, self._tree, path[:-1])
-        return node is not None and path[-1] in node.model_fields
+        return node.model_fields.get(path[-1]) if node is not None else None
 
     def _index(self, node: list[Any], path: KeyPath, origin: Origin) -> int:
         part = path[-1]
         if not part.isascii() or not part.isdecimal() or int(part[:10]) >= len(node):
             numbers = f"0 to {len(node) - 1}" if node else "none, it is empty"
-            raise ConfigError(f"{origin.at(path)}: '{part}' is no item of {'.'.join(path[:-1])}", f"Items: {numbers}")
+            raise ConfigError(f"{origin.place}: '{part}' is no item of {'.'.join(path[:-1])}", f"Items: {numbers}")
         return int(part)
 
     def _unknown(self, path: KeyPath, origin: Origin) -> ConfigError:
         if origin.flag is not None:
             return ConfigError(f"{origin.flag} does not apply to this command")
         text, hint = unknown_key(path[-1], path[:-1], self._model, self._tree)
-        return ConfigError(f"{origin.at(origin.names or path)}: {text}", hint)
+        return ConfigError(f"{origin.place}: {text}", hint)
 
     def _check_kind(self) -> None:
         """The top-level `kind` names the command; another command's config is a likely slip, so it is named."""
@@ -273,6 +283,7 @@ def _neither(argument: str) -> ConfigError:
     if path.is_dir():
         return ConfigError(f"'{argument}' is a folder; expected a YAML file or KEY=VALUE")
     folder = path.parent if path.parent.is_dir() else Path()
-    near = nearest(f"{path.name}.yaml", (entry.name for entry in folder.iterdir() if entry.suffix in SUFFIXES))
-    hint = f"Did you mean '{folder / near}'?" if near else "Write FILE.yaml, or a value as in sampler.steps=50"
+    files = {entry.stem: entry for entry in folder.iterdir() if entry.suffix in SUFFIXES}
+    near = nearest(path.name, files)
+    hint = f"Did you mean '{files[near]}'?" if near else "Write FILE.yaml, or a value as in sampler.steps=50"
     return ConfigError(f"'{argument}' is neither a YAML file nor KEY=VALUE", hint)

@@ -65,7 +65,13 @@ class _Dumper(yaml.SafeDumper):
         scalars = not any(isinstance(item, (list, tuple, Mapping)) for item in sequence)
         return super().represent_sequence(tag, sequence, flow_style=scalars)
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Text with Unicode's own line breaks in double quotes: PyYAML would otherwise write them as they are."""
+        style = '"' if any(character in data for character in "\x85\u2028\u2029") else None
+        return self.represent_scalar(f"{_TAG}str", data, style=style)
 
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 for _name, _pattern, _first in _SCALARS:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"{_TAG}{_name}", re.compile(rf"^(?:{_pattern})$"), _first)
