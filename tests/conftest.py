@@ -1,4 +1,4 @@
-"""What the tests share: a clean environment, files outside the repository, and running `uldm` as a user does."""
+"""What the tests share: a clean environment, and running `uldm` as a user does."""
 
 import os
 import subprocess
@@ -33,15 +33,6 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     console.configure()
     registry._plugins.cache_clear()
-
-
-@pytest.fixture(scope="session")
-def test_assets() -> Path:
-    """The folder of files too large for the repository, named by ULDM_TEST_ASSETS."""
-    named = os.environ.get("ULDM_TEST_ASSETS")
-    if not named:
-        pytest.skip("ULDM_TEST_ASSETS is not set")
-    return Path(named)
 
 
 @dataclass(frozen=True)
