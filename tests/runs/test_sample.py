@@ -57,6 +57,11 @@ def pixels(source):
     return np.asarray(Image.open(io.BytesIO(source) if isinstance(source, bytes) else source))
 
 
+def text_of(path):
+    with Image.open(path) as image:
+        return image.text
+
+
 def psnr(a, b):
     error = np.mean((a.astype(float) - b.astype(float)) ** 2)
     return np.inf if error == 0 else 10 * np.log10(255**2 / error)
@@ -101,8 +106,7 @@ def test_raw_weights_are_others(config, out, tmp_path):
 
 def test_pictures_tell_their_seed_and_step(config, out):
     run(config(step_size=5, num=2, seed=30), out)
-    text = Image.open(out / "00001" / "latent_step_5.png").text
-    assert text == {"seed": "31", "step": "5", "scale": "3"}
+    assert text_of(out / "00001" / "latent_step_5.png") == {"seed": "31", "step": "5", "scale": "3"}
 
 
 def test_the_record_is_the_config(config, out):
@@ -125,7 +129,7 @@ def test_differences_are_signed_and_tell_their_scale(config, out):
     scale = scales["image_diff_8_minus_4.png"]["scale"]
     assert scale == pytest.approx(np.abs(change).max())
     assert (pixels(out / "image_diff_8_minus_4.png") == signed_to_bytes(change, scale)).all()
-    assert float(Image.open(out / "image_diff_8_minus_4.png").text["scale"]) == pytest.approx(scale)
+    assert float(text_of(out / "image_diff_8_minus_4.png")["scale"]) == pytest.approx(scale)
     latent = (steps[9].x - steps[7].x)[0].numpy()
     scale = scales["latent_diff_10_minus_8.png"]["scale"]
     assert (pixels(out / "latent_diff_10_minus_8.png") == draw_latent(latent, (32, 32), scale)).all()
@@ -277,7 +281,7 @@ def test_another_config_is_kept_apart(config, tmp_path, monkeypatch):
 
 
 def test_more_steps_than_timesteps_are_refused(config, out):
-    with pytest.raises(ConfigError, match="--total-steps 101 is more than the 100 timesteps of"):
+    with pytest.raises(ConfigError, match="101 steps are more than the 100 timesteps of"):
         run(config(steps=101), out)
     assert not out.exists()
 

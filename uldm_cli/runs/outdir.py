@@ -49,7 +49,7 @@ def choose_outdir(explicit: Path | None, default: Path, record: str, config: Spe
         if difference:
             raise ConfigError(
                 f"--outdir {explicit} holds results of another config: {difference}",
-                "name another folder, or remove this one",
+                "Give another --outdir, or remove this one",
             )
         return explicit
     folder = next(path for path in _candidates(default) if difference_from(path / record, config) is None)

@@ -112,12 +112,12 @@ def make_plan(spec: Sampling, outdir: Path | None, default: Path, record: str) -
 def _check_model(spec: Sampling, model: ModelFile) -> None:
     if spec.weights not in model.header.weights:
         has = ", ".join(model.header.weights)
-        raise ConfigError(f"weights={spec.weights}: {model.path} holds no such weights", f"it has {has}")
+        raise ConfigError(f"weights={spec.weights}: {model.path} holds no such weights", f"It has: {has}")
     timesteps = model.header.config["schedule"]["timesteps"]
     if spec.steps > timesteps:
         raise ConfigError(
-            f"--total-steps {spec.steps} is more than the {timesteps} timesteps of {model.name}",
-            f"take {timesteps} or fewer",
+            f"{spec.steps} steps are more than the {timesteps} timesteps of {model.name}",
+            f"--total-steps can be {timesteps} at most",
         )
 
 

@@ -95,7 +95,9 @@ def resumable_since(plan: Plan) -> int | None:
         return None
     begun = record.stat().st_mtime_ns
     if plan.model.path.stat().st_mtime_ns > begun:
-        raise UsageError(f"--resume: {plan.model.path} is newer than the run in {plan.folder}", "leave --resume out")
+        raise UsageError(
+            f"--resume: {plan.model.path} is newer than the run in {plan.folder}", "Leave --resume out to sample anew"
+        )
     return begun
 
 

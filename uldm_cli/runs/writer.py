@@ -27,7 +27,8 @@ WAITING = 128  # pictures waiting to be encoded: beyond that, computing waits, s
 class Writer:
     """Does writing in threads. Leaving the block waits for all of it; the first failure is raised in the caller.
 
-    When the block is left by an exception, what has not begun is dropped: every file written is whole either way.
+    Also when the block is left by an exception, what was submitted is written: it has been computed, and a run that
+    is resumed need not do so again.
     """
 
     def __init__(self) -> None:
@@ -55,7 +56,7 @@ class Writer:
             if error is None:
                 self.wait()
         finally:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown()
 
 
 def save_image(path: Path, image: NDArray[np.uint8], about: Mapping[str, str]) -> None:
