@@ -63,7 +63,7 @@ def test_plugin_is_found_and_loaded(install: Install) -> None:
     install("foo", samplers="heun = foo_module:thing")
     assert registry.kinds("samplers") == ["ddim", "ddpm", "heun"]
     assert registry.load("samplers", "heun") == "the thing"
-    assert registry.owner("samplers", "heun") == "'foo 1.0'"
+    assert registry.owner("samplers", "heun") == "the plugin 'foo 1.0'"
     assert registry.owner("samplers", "ddim") == "uldm"
 
 

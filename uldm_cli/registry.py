@@ -128,10 +128,9 @@ def entries() -> list[Entry]:
 
 
 def owner(group: str, kind: str) -> str:
-    """Who offers this kind, for messages: "uldm" or the plugin's distribution with its version."""
-    if kind in BUILTIN[group]:
-        return "uldm"
-    return ", ".join(_owner(entry) for entry in _usable(group) if entry.kind == kind)
+    """Who offers this kind, for messages: "uldm", or "the plugin 'uldm-foo 0.1'"."""
+    plugins = [entry for entry in _usable(group) if entry.kind == kind] if kind not in BUILTIN[group] else []
+    return "the plugin " + ", ".join(map(_owner, plugins)) if plugins else "uldm"
 
 
 @cache

@@ -1,0 +1,1 @@
+raise ValueError("no such device\nin two lines")
