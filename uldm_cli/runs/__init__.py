@@ -1,0 +1,1 @@
+"""What happens on disk: one file a verb. Nothing here prints."""
