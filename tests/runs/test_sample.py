@@ -254,6 +254,15 @@ def test_resuming_redoes_a_batch_that_lacks_a_file(config, out):
     assert contents(out) == before
 
 
+def test_resuming_with_a_whole_archive_makes_only_the_missing_picture(config, out):
+    spec = config(steps=2, step_size=0, num=4, batch_size=2, save="npz,image")
+    run(spec, out)
+    before = contents(out)
+    (out / "00000.png").unlink()
+    assert run(spec, out, resume=True).computed == 2
+    assert contents(out) == before
+
+
 def test_resuming_trusts_no_file_that_is_older_than_the_run(config, out):
     spec = config(steps=2, step_size=0, num=2, batch_size=1)
     run(spec, out)

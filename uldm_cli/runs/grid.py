@@ -51,9 +51,9 @@ def grid(plan: Plan, *, resume: bool = False) -> Result:
         return Result(plan, files, 0, None, 0.0)
     trajectories = Trajectories(plan)
     write_record(plan.folder, plan.record, plan.spec)
-    began = time.perf_counter()
+    start = time.perf_counter()
     _write(plan, _compute(plan, trajectories), trajectories.image_size)
-    return Result(plan, files, plan.spec.num, str(trajectories.device), time.perf_counter() - began)
+    return Result(plan, files, plan.spec.num, str(trajectories.device), time.perf_counter() - start)
 
 
 def _compute(plan: Plan, trajectories: Trajectories) -> Rows:

@@ -70,18 +70,19 @@ def sample(plan: Plan, *, resume: bool = False) -> Result:
             for bit that of a run which was never interrupted.
     """
     begun = resumable_since(plan) if resume else None
-    todo = [batch for batch in plan.batches if begun is None or not is_done(plan, batch, begun)]
+    archive = None if begun is not None and plan.archive and made_since(begun, plan.archive) else plan.archive
+    todo = [batch for batch in plan.batches if begun is None or not is_done(plan, batch, archive, begun)]
     # Loading may still find that the weights do not fit, or no such device: nothing has to be written by then.
     trajectories = Trajectories(plan) if todo else None
     if begun is None:
         write_record(plan.folder, plan.record, plan.spec)
-    began = time.perf_counter()
+    start = time.perf_counter()
     if trajectories:
-        _compute(plan, trajectories, todo)
-    if plan.archive and (todo or not made_since(begun or 0, plan.archive)):
-        join_parts(plan.archive, plan.batches)
+        _compute(plan, trajectories, todo, archive)
+    if archive:
+        join_parts(archive, plan.batches)
     device = str(trajectories.device) if trajectories else None
-    return Result(plan, list(plan.files()), sum(map(len, todo)), device, time.perf_counter() - began)
+    return Result(plan, list(plan.files()), sum(map(len, todo)), device, time.perf_counter() - start)
 
 
 def resumable_since(plan: Plan) -> int | None:
@@ -101,11 +102,14 @@ def resumable_since(plan: Plan) -> int | None:
     return begun
 
 
-def is_done(plan: Plan, batch: range, begun: int) -> bool:
-    """Whether this run wrote every file of a batch already: each came to its place only when it was whole."""
+def is_done(plan: Plan, batch: range, archive: Path | None, begun: int) -> bool:
+    """Whether this run wrote every file of a batch already: each came to its place only when it was whole.
+
+    `archive` is what the batch has a part in, if that is still to be made.
+    """
     files = [path for index in batch for _, path in plan.sample_files(index)]
-    if plan.archive and not made_since(begun, plan.archive):
-        files.append(part_path(plan.archive, batch))
+    if archive:
+        files.append(part_path(archive, batch))
     return made_since(begun, *files)
 
 
@@ -114,14 +118,16 @@ def made_since(begun: int, *files: Path) -> bool:
     return all(path.exists() and path.stat().st_mtime_ns >= begun for path in files)
 
 
-def _compute(plan: Plan, trajectories: Trajectories, batches: list[range]) -> None:
+def _compute(plan: Plan, trajectories: Trajectories, batches: list[range], archive: Path | None) -> None:
     total = sum(map(len, batches)) * plan.spec.steps
     with console.progress(total, "sampling", "steps") as progress, Writer() as writer, trajectories.repeatable():
         for batch in batches:
             pictures = BatchPictures(plan, batch, writer, trajectories.image_size)
             for frame in trajectories.frames(batch, progress):
                 pictures.add(frame)
-            pictures.finish()
+            last = pictures.finish()
+            if archive:
+                writer.submit(save_part, part_path(archive, batch), last.image)
 
 
 class BatchPictures:
@@ -143,14 +149,14 @@ class BatchPictures:
                 self._differences(kind, self._before, frame)
         self._before = frame
 
-    def finish(self) -> None:
-        """Hands over what is known only at the end of a batch."""
+    def finish(self) -> Frame:
+        """Hands over what is known only at the end of a batch; gives the last frame."""
         for index, scales in self._scales.items():
             path = self._plan.scales_path(self._plan.sample_folder(index))
             if path:
                 self._writer.submit(save_scales, path, scales)
-        if self._plan.archive and self._before:
-            self._writer.submit(save_part, part_path(self._plan.archive, self._batch), self._before.image)
+        assert self._before, "the last step is always logged"
+        return self._before
 
     def _pictures(self, kind: str, frame: Frame) -> None:
         for row, index in enumerate(self._batch):
