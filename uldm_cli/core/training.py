@@ -141,11 +141,17 @@ class Trainer:
         for phase, optimizer in self.optimizers.items():
             state = optimizer.state_dict()
             state["state"] = {}
-            for key, value in tensors.items():
-                owner, index, name = key.split(".")
-                if owner == phase:
-                    state["state"].setdefault(int(index), {})[name] = value
+            for index, parameter in enumerate(self.task.trained(phase)):
+                prefix = f"{phase}.{index}."
+                found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+                if found:
+                    state["state"][index] = {k: _laid_out_like(parameter, v) for k, v in found.items()}
             optimizer.load_state_dict(state)
+
+
+def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """The fused optimizer walks through memory, so a moment must lie there as its parameter does (channels last)."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 STREAM_FLIP, STREAM_TIMESTEP, STREAM_NOISE = 1, 2, 3
