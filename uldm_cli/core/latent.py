@@ -1,6 +1,6 @@
 """Latent diffusion: a denoiser in the latents of an autoencoder."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ class LatentDiffusion(nn.Module):
         latent_shape: `(z, h, w)` of one sample.
         image_shape: `(C, H, W)` of one sample.
     """
+
+    autoencoder: Any
+    """The module; of both types at once there is no name."""
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """LPIPS: learned perceptual image patch similarity (Zhang et al. 2018), version 0.1 weights, AlexNet features."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class LPIPS(nn.Module):
         """Distance of each pair, `[N, 1, 1, 1]`, for images `[N, 3 or 1, H, W]` in [-1, 1], H and W at least 31."""
         distance = x0.new_zeros(len(x0), 1, 1, 1)
         f0, f1 = self._input(x0), self._input(x1)
-        for i, (start, end) in enumerate(zip((0, *CUTS), CUTS, strict=False)):
+        for i, (start, end) in enumerate(pairwise((0, *CUTS))):
             f0, f1 = self.features[start:end](f0), self.features[start:end](f1)
             difference = (_unit(f0) - _unit(f1)).square() * getattr(self, f"lin{i}")
             distance = distance + difference.sum(1, keepdim=True).mean((2, 3), keepdim=True)

@@ -95,5 +95,3 @@ def uniform_timesteps(T: int, steps: int) -> list[int]:
     if steps == T:
         return list(range(T - 1, -2, -1))
     return [i * T // steps + 1 for i in range(steps - 1, -1, -1)] + [0]
-
-

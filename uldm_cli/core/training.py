@@ -85,7 +85,7 @@ class Trainer:
         self.task, self.engine, self.optimization = task.to(engine.device), engine, optimization
         self.flip_seed = flip_seed
         o = optimization
-        self.optimizers = {
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
             phase: torch.optim.AdamW(
                 task.trained(phase), lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, fused=True
             )

@@ -201,7 +201,7 @@ class UNet(nn.Module):
         H and W must be multiples of `2 ** (levels - 1)`.
         """
         embedding = timestep_embedding(t, self.config.model_channels)
-        emb = self.time_embed(embedding.to(self.time_embed[0].weight.dtype))
+        emb = self.time_embed(embedding.to(x.dtype))
         skips = []
         for block in self.input_blocks:
             x = block(x, emb)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(c.in_channels, c.down_channels[0], 3, padding=1)
         layers: list[nn.Module] = []
-        for i, (width, out) in enumerate(zip(c.down_channels, c.down_channels[1:], strict=False)):
+        for i, (width, out) in enumerate(pairwise(c.down_channels)):
             layers += _level(width, out, c.num_down_layers, c.attn_down[i], c)
             if c.down_sample[i]:
                 layers.append(Downsample(out))
@@ -99,7 +100,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(c.z_channels, c.mid_channels[-1], 3, padding=1)
         self.mid = _middle(list(reversed(c.mid_channels)), c)
         layers: list[nn.Module] = []
-        for i, (width, out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (width, out) in enumerate(pairwise(widths)):
             mirrored = len(widths) - 2 - i
             if c.down_sample[mirrored]:
                 layers.append(Upsample(width))
@@ -125,7 +126,7 @@ def _level(width: int, out: int, blocks: int, attention: bool, c: VQVAEConfig) -
 def _middle(widths: Sequence[int], c: VQVAEConfig) -> nn.Sequential:
     """One residual block, then `num_mid_layers` pairs of attention and residual block, for each pair of widths."""
     layers: list[nn.Module] = []
-    for width, out in zip(widths, widths[1:], strict=False):
+    for width, out in pairwise(widths):
         layers.append(ResnetBlock(width, out, c.norm_channels))
         for _ in range(c.num_mid_layers):
             layers += [SelfAttention(out, c.num_heads, c.norm_channels), ResnetBlock(out, out, c.norm_channels)]

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from glob import escape as glob_escape
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -24,12 +24,12 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Replaces a file in one step: what `write` puts into the given binary file appears at `path` only when whole.
 
     It is written beside `path`, flushed to the disk and renamed. Whatever fails, what was at `path` stays as it was
-    and no temporary file is left; one that a killed process left behind goes with the next write an hour later.
+    and no temporary file is left; one that a killed process left behind goes when a process first writes to the folder an hour later.
 
     Raises:
         UldmError: the disk is full, or the folder cannot be written to.
     """
-    _remove_stale(path)
+    _remove_stale(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -96,9 +96,13 @@ def writable_folder(path: Path, *, create: bool = True) -> Path:
     return path
 
 
-def _remove_stale(path: Path) -> None:
-    """Without asking whether its process lives: on a shared disk that may be one of another machine."""
-    for leftover in path.parent.glob(f".{glob_escape(path.name)}.*.tmp"):
+@cache
+def _remove_stale(folder: Path) -> None:
+    """Once a folder: listing it for every file would take longer than writing many.
+
+    Age decides, not whether the process lives: on a shared disk that may be one of another machine.
+    """
+    for leftover in folder.glob(".*.tmp"):
         with suppress(OSError):
             if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
                 leftover.unlink()

@@ -1,6 +1,6 @@
 """Samplers that a config can name."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import Field
@@ -18,8 +18,26 @@ class Sampler(Protocol):
     """What a sampler's `build()` gives: from initial noise x, a step at a time."""
 
     def __call__(
-        self, denoise: "Denoise", x: "Tensor", schedule: "Schedule", noise: "Noise", constrain: "Constrain | None" = None
+        self,
+        denoise: "Denoise",
+        x: "Tensor",
+        schedule: "Schedule",
+        noise: "Noise",
+        constrain: "Constrain | None" = None,
     ) -> "Iterator[Step]": ...
+
+
+def _at_uniform_timesteps(sampler: "Callable[..., Iterator[Step]]", steps: int, **settings: object) -> Sampler:
+    """A sampler of the core with its settings, walking through so many timesteps of whatever schedule it is given."""
+    from uldm_cli.core.schedules import uniform_timesteps
+
+    def sample(
+        denoise: "Denoise", x: "Tensor", schedule: "Schedule", noise: "Noise", constrain: "Constrain | None" = None
+    ) -> "Iterator[Step]":
+        timesteps = uniform_timesteps(schedule.T, steps)
+        return sampler(denoise, x, schedule, noise, constrain, timesteps=timesteps, **settings)
+
+    return sample
 
 
 class DDIM(Spec):
@@ -31,19 +49,8 @@ class DDIM(Spec):
 
     def build(self) -> Sampler:
         from uldm_cli.core.samplers import ddim
-        from uldm_cli.core.schedules import uniform_timesteps
 
-        def sample(
-            denoise: "Denoise",
-            x: "Tensor",
-            schedule: "Schedule",
-            noise: "Noise",
-            constrain: "Constrain | None" = None,
-        ) -> "Iterator[Step]":
-            timesteps = uniform_timesteps(schedule.T, self.steps)
-            return ddim(denoise, x, schedule, noise, constrain, timesteps=timesteps, eta=self.eta)
-
-        return sample
+        return _at_uniform_timesteps(ddim, self.steps, eta=self.eta)
 
 
 class DDPM(Spec):
@@ -55,16 +62,5 @@ class DDPM(Spec):
 
     def build(self) -> Sampler:
         from uldm_cli.core.samplers import ddpm
-        from uldm_cli.core.schedules import uniform_timesteps
 
-        def sample(
-            denoise: "Denoise",
-            x: "Tensor",
-            schedule: "Schedule",
-            noise: "Noise",
-            constrain: "Constrain | None" = None,
-        ) -> "Iterator[Step]":
-            timesteps = uniform_timesteps(schedule.T, self.steps)
-            return ddpm(denoise, x, schedule, noise, constrain, timesteps=timesteps, variance=self.variance)
-
-        return sample
+        return _at_uniform_timesteps(ddpm, self.steps, variance=self.variance)
