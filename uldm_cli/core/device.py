@@ -11,16 +11,15 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UsageError: no such device on this machine.
     """
+    usable = ["cpu"]
+    if torch.accelerator.is_available() and (accelerator := torch.accelerator.current_accelerator()):
+        kind = accelerator.type
+        usable = [kind, *(f"{kind}:{i}" for i in range(torch.accelerator.device_count())), *usable]
     if name == "auto":
-        current = torch.accelerator.current_accelerator(check_available=True)
-        return current if current is not None else torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:
-        reason = str(e).splitlines()[0]
-        raise UsageError(f"--device {name} cannot be used here ({reason})", "use auto, cpu, cuda, cuda:N or mps") from e
-    return device
+        return torch.device(usable[0])
+    if name not in usable:
+        raise UsageError(f"--device {name} cannot be used on this machine", f"use auto, or one of: {', '.join(usable)}")
+    return torch.device(name)
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -55,8 +55,9 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images `[N, C, H, W]` in [-1, 1] to scaled latents `[N, z, h, w]`."""
-        return self.autoencoder.to_latent(images) * self.scale_factor
+        """Images `[N, C, H, W]` in [-1, 1] to scaled latents, float32 `[N, z, h, w]`."""
+        dtype = next(self.autoencoder.parameters()).dtype
+        return self.autoencoder.to_latent(images.to(dtype)).float() * self.scale_factor
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:

@@ -43,6 +43,11 @@ class VariancePreserving(nn.Module):
         if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
             raise UsageError("the schedule's betas must all lie between 0 and 1", "check its start and end")
         alphas_cumprod = torch.cumprod(1 - betas.double(), 0).float()
+        if not (alphas_cumprod[-1] > 0 and alphas_cumprod[0] < 1 and bool((alphas_cumprod.diff() < 0).all())):
+            raise UsageError(
+                f"float32 cannot tell all {len(betas)} noise levels of this schedule apart",
+                "use fewer timesteps, or betas that are less extreme",
+            )
         self.T = len(betas)
         # Kept out of the state dict: the config says it all, and a stored copy could disagree with it.
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)

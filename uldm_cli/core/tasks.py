@@ -89,7 +89,7 @@ class DiffusionTask(Task):
         return list(self.model.denoiser.parameters())
 
     def forward(self, phase: str, image: Tensor, number: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        latents = self.model.encode(image).float()
+        latents = self.model.encode(image)
         denoiser = self.model.denoiser
         t = rng.integers(self.seed, STREAM_TIMESTEP, number, denoiser.schedule.T)
         eps = rng.normal(self.seed, STREAM_NOISE, number, latents.shape[1:])

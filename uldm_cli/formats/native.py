@@ -5,9 +5,11 @@ Tensors are named `<part>.<key>`: `model.*` and `ema.*` of an autoencoder; `auto
 """
 
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 KEY = "uldm"
-LARGEST_HEADER = 100 * 2**20  # the format's own limit
+FIELDS = {"kind": str, "config": dict, "training": dict, "step": int}
+"""What is written under that key of the file's metadata, as JSON."""
+LARGEST_HEADER = 100_000_000  # the format's own limit
+ITEM_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
+"""Size of a tensor's element, by the format's name for its type."""
 KINDS = {"autoencoder": "model", "latent-diffusion": "backbone"}
 """Kinds of checkpoint, and which part holds the raw weights that `ema` averages."""
 
@@ -52,42 +63,59 @@ def read_header(path: Path) -> Header:
     """
     raw = _raw_header(path)
     try:
-        said = json.loads(raw.get("__metadata__", {})[KEY])
-        tensors = {name: tuple(entry["shape"]) for name, entry in raw.items() if name != "__metadata__"}
-        kind, config = said["kind"], said["config"]
-    except (KeyError, TypeError, ValueError) as e:
+        said = {"training": {}, "step": 0} | json.loads(raw["__metadata__"][KEY])
+        if not all(isinstance(said[name], kind) for name, kind in FIELDS.items()):
+            raise TypeError
+    except (KeyError, TypeError, ValueError, RecursionError) as e:
         raise ConfigError(
             f"{path} is a safetensors file, but not a checkpoint of uldm", "name one that `uldm ... train` wrote"
         ) from e
-    if kind not in KINDS:
-        raise ConfigError(f"{path} holds a model of the unknown kind {kind!r}", "a newer uldm may know it")
-    return Header(kind, config, said.get("training", {}), said.get("step", 0), tensors)
+    if said["kind"] not in KINDS:
+        raise ConfigError(f"{path} holds a model of the unknown kind {said['kind']!r}", "a newer uldm may know it")
+    tensors = {name: tuple(entry["shape"]) for name, entry in raw.items() if name != "__metadata__"}
+    return Header(**{name: said[name] for name in FIELDS}, tensors=tensors)
 
 
 def _raw_header(path: Path) -> dict[str, Any]:
     """The JSON at the start of a safetensors file: 8 bytes of length, then the text (the format's specification)."""
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder, not a checkpoint", "name the .safetensors file or a run's folder")
     try:
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder, not a checkpoint", "name the .safetensors file or a run's folder")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else LARGEST_HEADER
-            if length >= LARGEST_HEADER:
+            if len(start) < 8 or (length := struct.unpack("<Q", start)[0]) > LARGEST_HEADER:
                 raise ValueError
             raw = json.loads(file.read(length))
-            end = max(entry["data_offsets"][1] for name, entry in raw.items() if name != "__metadata__")
+            told = 8 + length + _data_length([raw[name] for name in raw if name != "__metadata__"])
     except FileNotFoundError:
         raise ConfigError(f"there is no checkpoint {path}", "check the path") from None
     except OSError as e:
-        raise ConfigError(f"{path} cannot be read: {e.strerror}") from e
+        raise ConfigError(f"{path} cannot be read: {e.strerror}", "check the path and its permissions") from e
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise ConfigError(f"{path} is not a safetensors file, or its start is damaged", "fetch or save it again") from None
-    if size < 8 + length + end:
-        raise ConfigError(
-            f"{path} is truncated: {size:,} bytes, and its header tells of {8 + length + end:,}", "fetch it again"
-        )
+        what = "is not a safetensors file, or its start is damaged"
+        raise ConfigError(f"{path} {what}", "fetch or save it again") from None
+    if size != told:
+        what = "truncated" if size < told else "damaged"
+        raise ConfigError(f"{path} is {what}: {size:,} bytes, and its header tells of {told:,}", "fetch it again")
     return dict(raw)
+
+
+def _data_length(entries: list[dict[str, Any]]) -> int:
+    """Bytes of all tensors that a header tells of. They lie one after the other, each as long as its shape says.
+
+    Raises:
+        ValueError, TypeError, KeyError: the header tells of anything else.
+    """
+    position = 0
+    for entry in sorted(entries, key=lambda entry: entry["data_offsets"]):
+        (begin, end), shape = entry["data_offsets"], entry["shape"]
+        if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
+            raise ValueError
+        if begin != position or end - begin != math.prod(shape) * ITEM_BYTES[entry["dtype"]]:
+            raise ValueError
+        position = end
+    return position
 
 
 def save(path: Path, header: Header, parts: Mapping[str, "Mapping[str, Tensor]"]) -> None:
@@ -115,9 +143,12 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as e:
-        temporary.unlink(missing_ok=True)
-        raise UldmError(f"{path} could not be written: {e}", "what was saved before is whole") from e
+    except BaseException as e:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(e, OSError | SafetensorError):
+            raise UldmError(f"{path} could not be written: {e}", "what was saved before is whole") from e
+        raise
 
 
 def load_tensors(path: Path, prefix: str = "") -> "dict[str, Tensor]":
@@ -141,7 +172,7 @@ def load_into(module: "nn.Module", path: Path, part: str) -> None:
     state = load_tensors(path, f"{part}.")
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
-    differing = [name for name in (*expected, *(found.keys() - expected.keys())) if expected.get(name) != found.get(name)]
+    differing = [name for name in expected | found if expected.get(name) != found.get(name)]
     if differing:
         first = "; ".join(
             f"{part}.{name} is {_shape(found.get(name))} in the file and {_shape(expected.get(name))} by the config"
