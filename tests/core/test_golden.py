@@ -1,0 +1,181 @@
+"""The numbers of the published latent-diffusion code, on its own small models (see tests/golden)."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uldm_cli.core.denoiser import Denoiser, training_target
+from uldm_cli.core.quantizers import Quantizer
+from uldm_cli.core.samplers import Prediction, ddim, ddpm, posterior_deviation
+from uldm_cli.core.schedules import VariancePreserving, scaled_linear_betas, uniform_timesteps
+from uldm_cli.core.unet import UNet, UNetConfig
+
+# The aim is 1e-4. About 1e-6 is measured, and a wrong epsilon in a normalisation would hide between the two.
+TOLERANCE = 1e-5
+# Near t = 0 the squared sigma, a difference of float32 numbers near 1, has about 4e-5.
+TABLE_TOLERANCE = 1e-4
+STEPS = 8
+
+
+def assert_close(ours: Tensor, reference: Tensor, tolerance: float = TOLERANCE) -> None:
+    assert ours.shape == reference.shape
+    error = (ours - reference).norm() / reference.norm()
+    assert error.item() <= tolerance
+
+
+@pytest.fixture
+def schedule(golden) -> VariancePreserving:
+    c = golden.config
+    return VariancePreserving(scaled_linear_betas(c["timesteps"], c["linear_start"], c["linear_end"]))
+
+
+def unet(golden, which: str) -> UNet:
+    params = {k: v for k, v in golden.config["unet_config"]["params"].items() if k != "image_size"}
+    optional = {
+        "num_heads": None,
+        "num_head_channels": None,
+        "dropout": 0.0,
+        "use_scale_shift_norm": False,
+        "resblock_updown": False,
+    }
+    module = UNet(UNetConfig(**optional | params))
+    module.load_state_dict(golden.unet_weights(which))
+    return module.eval().requires_grad_(False)
+
+
+def denoiser(golden, schedule: VariancePreserving, which: str) -> Denoiser:
+    return Denoiser(unet(golden, which).to(memory_format=torch.channels_last), schedule, "eps")
+
+
+@pytest.mark.parametrize("which", ["raw", "ema"])
+def test_unet_predicts_the_noise(golden, which: str) -> None:
+    stored = golden.stored
+    assert_close(unet(golden, which)(stored["x_T"], stored["t"]), stored[f"eps.{which}"])
+
+
+@pytest.mark.parametrize("eta", [0, 1])
+def test_ddim(golden, schedule: VariancePreserving, eta: int) -> None:
+    stored = golden.stored
+    steps = list(
+        ddim(
+            denoiser(golden, schedule, "ema"),
+            stored["x_T"],
+            schedule,
+            lambda step, draw: stored["ddim.noise"][step - 1],
+            timesteps=uniform_timesteps(schedule.T, STEPS),
+            eta=eta,
+        )
+    )
+    assert [step.t for step in steps] == stored["ddim.timesteps"].flip(0).tolist()
+    for step, x, x0 in zip(steps, stored[f"ddim.eta{eta}.x"][1:], stored[f"ddim.eta{eta}.pred_x0"][1:], strict=True):
+        assert_close(step.x, x)
+        assert_close(step.x0, x0)
+    assert_close(steps[-1].x, stored[f"ddim.eta{eta}.sample"])
+
+
+def test_ddim_that_keeps_a_known_region(golden, schedule: VariancePreserving) -> None:
+    stored = golden.stored
+    noises = iter(stored["known.noise"])
+
+    def constrain(x: Tensor, t: int) -> Tensor:
+        known = schedule.alpha(t) * stored["latent"] + schedule.sigma(t) * next(noises)
+        return stored["known.mask"] * known + (1 - stored["known.mask"]) * x
+
+    *_, last = ddim(
+        denoiser(golden, schedule, "ema"),
+        stored["x_T"],
+        schedule,
+        lambda step, draw: pytest.fail("eta 0 draws nothing"),
+        constrain,
+        timesteps=uniform_timesteps(schedule.T, STEPS),
+        eta=0.0,
+    )
+    assert_close(last.x, stored["known.sample"])
+
+
+def test_ddpm(golden, schedule: VariancePreserving) -> None:
+    stored = golden.stored
+    *_, last = ddpm(
+        denoiser(golden, schedule, "ema"),
+        stored["x_T"],
+        schedule,
+        lambda step, draw: stored["ddpm.noise"][step - 1],
+        timesteps=[2, 1, 0, -1],
+        variance="posterior",
+    )
+    assert_close(last.x, stored["ddpm.from_t2"])
+
+
+def test_schedule_has_the_buffers_of_the_checkpoint(golden, schedule: VariancePreserving) -> None:
+    c = golden.config
+    T = schedule.T
+    alpha = torch.tensor([schedule.alpha(t) for t in range(-1, T)], dtype=torch.float64)
+    sigma = torch.tensor([schedule.sigma(t) for t in range(-1, T)], dtype=torch.float64)
+    variance = torch.tensor([posterior_deviation(schedule, t, t - 1) ** 2 for t in range(T)])
+    ours = {
+        "betas": scaled_linear_betas(c["timesteps"], c["linear_start"], c["linear_end"]),
+        "alphas_cumprod": schedule.alphas_cumprod,
+        "alphas_cumprod_prev": alpha[:-1] ** 2,
+        "sqrt_alphas_cumprod": alpha[1:],
+        "sqrt_one_minus_alphas_cumprod": sigma[1:],
+        "log_one_minus_alphas_cumprod": (sigma[1:] ** 2).log(),
+        "sqrt_recip_alphas_cumprod": 1 / alpha[1:],
+        "sqrt_recipm1_alphas_cumprod": sigma[1:] / alpha[1:],
+        "posterior_variance": variance,
+        "posterior_mean_coef1": posterior_mean(schedule, x0=1.0, x=0.0),
+        "posterior_mean_coef2": posterior_mean(schedule, x0=0.0, x=1.0),
+    }
+    for name, values in ours.items():
+        assert_close(values.float(), golden.stored[f"state.{name}"], TABLE_TOLERANCE)
+
+
+def posterior_mean(schedule: VariancePreserving, *, x0: float, x: float) -> Tensor:
+    """Mean of q(x_{t-1} | x_t, x0) for every t, as the DDPM sampler computes it."""
+    clean, noised = torch.full((1,), x0, dtype=torch.float64), torch.full((1,), x, dtype=torch.float64)
+    means = []
+    for t in range(schedule.T):
+        (step,) = ddpm(
+            lambda x, t: Prediction(clean, clean),
+            noised,
+            schedule,
+            lambda step, draw: torch.zeros(1),
+            timesteps=[t, t - 1],
+            variance="posterior",
+        )
+        means.append(step.x)
+    return torch.cat(means)
+
+
+def test_tables_of_ddim(golden, schedule: VariancePreserving) -> None:
+    stored = golden.stored
+    rising = uniform_timesteps(schedule.T, STEPS)[::-1]
+    assert rising[1:] == stored["ddim.timesteps"].tolist()
+    squares = torch.tensor([schedule.alpha(t) ** 2 for t in rising], dtype=torch.float64)
+    assert_close(squares[1:], stored["ddim.alphas"])
+    assert_close(squares[:-1], stored["ddim.alphas_prev"])
+    pairs = zip(rising[1:], rising[:-1], strict=True)
+    deviations = torch.tensor([posterior_deviation(schedule, t, s) for t, s in pairs], dtype=torch.float64)
+    assert_close(deviations, stored["ddim.sigmas.eta1"])
+
+
+def test_noised_latents_and_loss(golden, schedule: VariancePreserving) -> None:
+    stored = golden.stored
+    latent, eps, t = stored["latent"], stored["ddim.noise"][0], stored["t"]
+    alpha, sigma = schedule.factors(t)
+    noised = alpha * latent + sigma * eps
+    assert_close(noised, stored["x_noisy"])
+    out = unet(golden, "raw")(noised, t)
+    loss = F.mse_loss(out, training_target("eps", latent, eps, alpha, sigma))
+    assert_close(loss[None], stored["loss.simple.l2"])
+
+
+@pytest.mark.parametrize("golden", ["uncond-vq"], indirect=True)
+def test_quantizer(golden) -> None:
+    stored = golden.stored
+    codebook = golden.weights["first_stage_model.quantize.embedding.weight"]
+    quantizer = Quantizer(*codebook.shape).eval()
+    quantizer.embedding.data.copy_(codebook)
+    quantized = quantizer(stored["latent"])
+    assert torch.equal(quantized.indices, stored["codes"])
+    assert_close(quantized.z, stored["quantized"])
