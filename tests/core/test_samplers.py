@@ -1,0 +1,206 @@
+"""What a sampler yields, calls and leaves alone, and the same steps as diffusers' schedulers."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from uldm_cli.core.noise import PerSampleNoise
+from uldm_cli.core.samplers import Prediction, Step, ddim, ddpm
+from uldm_cli.core.schedules import VariancePreserving, cosine_betas, scaled_linear_betas, uniform_timesteps
+from uldm_cli.specs.samplers import DDIM, DDPM
+
+SHAPE = (3, 4, 4)
+SCHEDULE = VariancePreserving(scaled_linear_betas(50, 0.0015, 0.0195))
+SAMPLERS = [DDIM(steps=7, eta=0.0), DDIM(steps=7, eta=0.6), DDPM(steps=7), DDPM(steps=7, variance="beta")]
+every_sampler = pytest.mark.parametrize("spec", SAMPLERS, ids=["ddim-eta-0", "ddim-eta-0.6", "ddpm", "ddpm-beta"])
+
+
+def denoise(x: Tensor, t: int) -> Prediction:
+    """A network of sorts: nonlinear, and different at every timestep."""
+    eps = torch.tanh(x.flip(-1) + 0.01 * t) + 0.1 * x
+    return Prediction((x - SCHEDULE.sigma(t) * eps) / SCHEDULE.alpha(t), eps)
+
+
+def noise(seed: int = 0, count: int = 2) -> PerSampleNoise:
+    return PerSampleNoise(range(seed, seed + count), SHAPE)
+
+
+def run(spec: DDIM | DDPM, *, constrain=None, denoise=denoise) -> Iterator[Step]:
+    draws = noise()
+    return spec.build()(denoise, draws.initial(), SCHEDULE, draws, constrain)
+
+
+@every_sampler
+def test_steps_are_counted_and_belong_together(spec) -> None:
+    x = noise().initial()
+    for n, (step, t) in enumerate(zip(run(spec), uniform_timesteps(SCHEDULE.T, 7)[:-1], strict=True), 1):
+        assert (step.n, step.nfe, step.t) == (n, n, t)
+        assert torch.equal(step.x_in, x)  # what the step before arrived at
+        predicted = denoise(step.x_in, t)
+        assert torch.equal(step.x0, predicted.x0)
+        assert torch.equal(step.eps, predicted.eps)
+        assert not torch.equal(step.x, x)
+        x = step.x
+
+
+@every_sampler
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_exactly_the_steps_asked_for(spec, data) -> None:
+    steps = data.draw(st.integers(1, SCHEDULE.T))
+    seen = [step.n for step in run(spec.model_copy(update={"steps": steps}))]
+    assert seen == list(range(1, steps + 1))
+
+
+@every_sampler
+def test_all_timesteps_end_clean(spec) -> None:
+    *_, last = run(spec.model_copy(update={"steps": SCHEDULE.T}))
+    assert last.t == 0
+    torch.testing.assert_close(last.x, last.x0)
+
+
+@every_sampler
+def test_constrain_comes_before_each_call_and_not_after_the_last(spec) -> None:
+    events = []
+
+    def constrain(x: Tensor, t: int) -> Tensor:
+        events.append(("constrain", t))
+        return x + 1
+
+    def watched(x: Tensor, t: int) -> Prediction:
+        events.append(("denoise", t))
+        return denoise(x, t)
+
+    before = noise().initial()
+    for step in run(spec, constrain=constrain, denoise=watched):
+        assert torch.equal(step.x_in, before + 1)
+        before = step.x
+    ts = uniform_timesteps(SCHEDULE.T, 7)[:-1]
+    assert events == [event for t in ts for event in (("constrain", t), ("denoise", t))]
+
+
+@every_sampler
+def test_a_constrained_step_goes_on_from_the_constrained_state(spec) -> None:
+    """A step of a constrained run is that of a free run from the constrained state: nothing else is carried along."""
+    shifted = list(run(spec, constrain=lambda x, t: x + 1))
+    draws = noise()
+    free = next(spec.build()(denoise, draws.initial() + 1, SCHEDULE, draws))
+    assert torch.equal(shifted[0].x, free.x)
+
+
+@every_sampler
+def test_looking_changes_nothing(spec) -> None:
+    """A listener that differentiates, calls the network and draws random numbers leaves every bit of the sample."""
+    *_, unseen = run(spec)
+    weight = torch.ones(1, requires_grad=True)
+    for step in run(spec):
+        x = step.x_in.clone().requires_grad_()
+        torch.manual_seed(step.n)
+        loss = (weight * denoise(x + torch.randn_like(x), step.t).x0).sum()
+        loss.backward()
+        assert x.grad is not None
+    assert torch.equal(step.x, unseen.x)
+
+
+@every_sampler
+def test_no_gradients_inside_and_none_switched_off_outside(spec) -> None:
+    inside = []
+
+    def watched(x: Tensor, t: int) -> Prediction:
+        inside.append(torch.is_grad_enabled())
+        return denoise(x, t)
+
+    for step in run(spec, denoise=watched):
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+        assert not step.x.is_inference()  # its consumer may differentiate at it
+    assert torch.is_grad_enabled()
+    assert inside == [False] * 7
+
+
+def test_grad_mode_is_as_before_after_stopping_early() -> None:
+    steps = run(DDIM(steps=7))
+    next(steps)
+    steps.close()
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("spec", "calls"),
+    [(DDIM(steps=7, eta=0.0), 0), (DDIM(steps=7), 7), (DDIM(steps=50), 49), (DDPM(steps=7), 7), (DDPM(steps=50), 49)],
+)
+def test_noise_is_drawn_once_a_step_and_only_where_it_is_used(spec, calls: int) -> None:
+    seen = []
+
+    def draw(step: int, number: int) -> Tensor:
+        seen.append((step, number))
+        return torch.zeros(2, *SHAPE)
+
+    list(spec.build()(denoise, noise().initial(), SCHEDULE, draw))
+    assert seen == [(n, 0) for n in range(1, calls + 1)]
+
+
+@pytest.mark.parametrize("betas", [scaled_linear_betas(50, 0.0015, 0.0195), cosine_betas(50)])
+@pytest.mark.parametrize("steps", [1, 7, 25, 50])
+def test_ddim_with_eta_1_is_ddpm(betas: Tensor, steps: int) -> None:
+    schedule = VariancePreserving(betas)
+    timesteps = uniform_timesteps(schedule.T, steps)
+    draws = torch.randn(steps, 2, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def predict(x: Tensor, t: int) -> Prediction:
+        x0 = torch.tanh(x + 0.01 * t)
+        return Prediction(x0, (x - schedule.alpha(t) * x0) / schedule.sigma(t))
+
+    def replay(step: int, draw: int) -> Tensor:
+        return draws[step - 1]
+
+    x = noise().initial().double()
+    pairs = zip(
+        ddim(predict, x, schedule, replay, timesteps=timesteps, eta=1.0),
+        ddpm(predict, x, schedule, replay, timesteps=timesteps, variance="posterior"),
+        strict=True,
+    )
+    for implicit, ancestral in pairs:
+        torch.testing.assert_close(implicit.x, ancestral.x, rtol=1e-9, atol=1e-9)
+
+
+# Diffusers' schedulers are compared step by step, each given the same state, prediction and noise.
+THEIRS = {"num_train_timesteps": 50, "beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear"}
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("steps", [1, 5, 10, 25])
+def test_ddim_is_that_of_diffusers(steps: int, eta: float) -> None:
+    from diffusers import DDIMScheduler
+
+    theirs = DDIMScheduler(**THEIRS, steps_offset=1, set_alpha_to_one=False, clip_sample=False)
+    theirs.set_timesteps(steps)
+    draws = noise()
+    ours = run(DDIM(steps=steps, eta=eta))
+    draws.initial()
+    for step, t in zip(ours, theirs.timesteps.tolist(), strict=True):
+        given = draws(step.n) if eta else None
+        result = theirs.step(step.eps, t, step.x_in, eta=eta, variance_noise=given)
+        assert step.t == t
+        torch.testing.assert_close(step.x0, result.pred_original_sample, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(step.x, result.prev_sample, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("variance", "name"), [("posterior", "fixed_small"), ("beta", "fixed_large")])
+def test_ddpm_is_that_of_diffusers(variance: str, name: str) -> None:
+    from diffusers import DDPMScheduler
+
+    theirs = DDPMScheduler(**THEIRS, clip_sample=False, variance_type=name)
+    theirs.set_timesteps(50)
+    draws = noise(count=1)
+    ours = DDPM(steps=50, variance=variance).build()(denoise, draws.initial(), SCHEDULE, draws)
+    generator = torch.Generator().manual_seed(0)
+    torch.randn(1, *SHAPE, generator=generator)  # x_T
+    for step, t in zip(ours, theirs.timesteps.tolist(), strict=True):
+        result = theirs.step(step.eps, t, step.x_in, generator=generator)
+        assert step.t == t
+        torch.testing.assert_close(step.x, result.prev_sample, rtol=1e-4, atol=1e-4)
