@@ -1,0 +1,50 @@
+"""Names of devices and precisions."""
+
+import pytest
+import torch
+
+from uldm_cli.core.device import pick_device, pick_dtype
+from uldm_cli.errors import UsageError
+
+CPU = torch.device("cpu")
+without_accelerator = pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
+
+
+def test_cpu() -> None:
+    assert pick_device("cpu") == CPU
+
+
+@without_accelerator
+def test_auto_falls_back_to_the_cpu() -> None:
+    assert pick_device("auto") == CPU
+
+
+# The last ones are names that torch knows, but nothing could be computed on.
+@pytest.mark.parametrize("name", ["cuda:99", "", "gpu", "CPU", " cpu", "cpu:x", "0", "mkldnn", "meta", "hpu", "xla"])
+def test_what_is_no_device_here_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        pick_device(name)
+    assert str(caught.value).startswith(f"--device {name} cannot be used on this machine. use auto, or one of: ")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@without_accelerator
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
+def test_accelerator_that_is_not_there(name: str) -> None:
+    with pytest.raises(UsageError, match=f"^--device {name} cannot be used on this machine. use auto, or one of: cpu$"):
+        pick_device(name)
+
+
+@pytest.mark.gpu
+def test_cuda() -> None:
+    assert pick_device("auto").type == "cuda"
+    assert pick_device("cuda") == torch.device("cuda")
+    assert pick_device("cuda:0") == torch.device("cuda:0")
+
+
+def test_precisions() -> None:
+    assert pick_dtype("fp32", CPU) == torch.float32
+    assert pick_dtype("bf16", CPU) == torch.bfloat16
+    assert pick_dtype("auto", torch.device("mps")) == torch.float32
+    assert pick_dtype("auto", CPU) in (torch.float32, torch.bfloat16)
