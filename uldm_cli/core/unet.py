@@ -110,12 +110,11 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
-        self.heads = config.num_heads or channels // (config.num_head_channels or channels)
-        if self.heads == 0 or channels % self.heads:
-            raise UsageError(
-                f"attention over {channels} channels cannot have {self.heads} heads",
-                "num_heads, or channels / num_head_channels, must divide every width that has attention",
-            )
+        name = "num_heads" if config.num_heads else "num_head_channels"
+        divisor = config.num_heads or config.num_head_channels or channels
+        if channels % divisor:
+            raise UsageError(f"{name} is {divisor}", f"it must divide the {channels} channels that have attention")
+        self.heads = config.num_heads or channels // divisor
         self.norm = nn.GroupNorm(GROUPS, channels)
         # One-tap convolutions in the published code; their weights keep that shape.
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
@@ -155,8 +154,9 @@ class UNet(nn.Module):
             ResBlock(widest, widest, emb, config), AttentionBlock(widest, config), ResBlock(widest, widest, emb, config)
         )
         self.output_blocks = self._decoder(emb, skips)
+        last = config.channel_mult[0] * width
         self.out = nn.Sequential(
-            nn.GroupNorm(GROUPS, width), nn.SiLU(), _zeroed(nn.Conv2d(width, config.out_channels, 3, padding=1))
+            nn.GroupNorm(GROUPS, last), nn.SiLU(), _zeroed(nn.Conv2d(last, config.out_channels, 3, padding=1))
         )
 
     def _encoder(self, emb: int) -> tuple[nn.ModuleList, list[int]]:

@@ -1,0 +1,181 @@
+"""The U-Net's shapes and switches. That its numbers are the reference's is shown in test_golden."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from uldm_cli.core.unet import AttentionBlock, Downsample, ResBlock, UNet, UNetConfig, Upsample, timestep_embedding
+from uldm_cli.errors import UsageError
+
+BASE = UNetConfig(
+    in_channels=3,
+    out_channels=5,
+    model_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(2,),
+    num_heads=None,
+    num_head_channels=16,
+    dropout=0.0,
+    use_scale_shift_norm=False,
+    resblock_updown=False,
+)
+VARIANTS = {
+    "plain": BASE,
+    "heads": replace(BASE, num_heads=4, num_head_channels=None),
+    "scale-shift": replace(BASE, use_scale_shift_norm=True),
+    "updown": replace(BASE, resblock_updown=True),
+    "deep": replace(BASE, channel_mult=(1, 1, 2), num_res_blocks=2, attention_resolutions=(1, 4)),
+    "one-level": replace(BASE, channel_mult=(2,), attention_resolutions=()),
+}
+every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+
+
+def unet(config: UNetConfig) -> UNet:
+    """With no weight zero: an untrained U-Net's last layers are."""
+    module = UNet(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return module
+
+
+def inputs(count: int = 2) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, 8, 12, generator=generator), torch.randint(0, 1000, (count,), generator=generator)
+
+
+@every_variant
+def test_output_has_the_size_of_the_input(config: UNetConfig) -> None:
+    x, t = inputs()
+    out = unet(config)(x, t)
+    assert out.shape == (2, 5, 8, 12)
+    assert out.isfinite().all()
+
+
+def test_untrained_it_predicts_zero() -> None:
+    assert not UNet(BASE)(*inputs()).any()
+
+
+@every_variant
+def test_every_parameter_learns(config: UNetConfig) -> None:
+    module = unet(config)
+    module(*inputs()).square().sum().backward()
+    without = [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+@every_variant
+def test_one_timestep_for_all_is_the_same_as_one_each(config: UNetConfig) -> None:
+    module, (x, _) = unet(config), inputs()
+    torch.testing.assert_close(module(x, torch.tensor([7])), module(x, torch.tensor([7, 7])))
+
+
+@every_variant
+def test_samples_are_independent_and_see_their_own_timestep(config: UNetConfig) -> None:
+    module, (x, t) = unet(config), inputs(3)
+    together = module(x, t)
+    for i in range(3):
+        torch.testing.assert_close(module(x[i : i + 1], t[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(module(x, t.flip(0)), together, rtol=1e-2, atol=1e-3)
+
+
+@every_variant
+def test_channels_last_gives_the_same(config: UNetConfig) -> None:
+    module, (x, t) = unet(config), inputs()
+    contiguous = module(x, t)
+    module.to(memory_format=torch.channels_last)
+    last = module(x.contiguous(memory_format=torch.channels_last), t)
+    torch.testing.assert_close(last, contiguous, rtol=1e-4, atol=1e-5)
+
+
+def kinds(module: nn.Module) -> list[str]:
+    """What an input or output block is made of."""
+    return [type(layer).__name__ for layer in module]
+
+
+def test_attention_is_at_the_factors_that_are_named() -> None:
+    """Block by block: three levels of two residual blocks, factors 1, 2 and 4."""
+    module = UNet(replace(BASE, channel_mult=(1, 1, 2), num_res_blocks=2, attention_resolutions=(1, 4)))
+    plain, attended = ["ResBlock"], ["ResBlock", "AttentionBlock"]
+    assert [kinds(block) for block in module.input_blocks] == [
+        ["Conv2d"],
+        *(attended, attended, ["Downsample"]),
+        *(plain, plain, ["Downsample"]),
+        *(attended, attended),
+    ]
+    assert kinds(module.middle_block) == ["ResBlock", "AttentionBlock", "ResBlock"]
+    assert [kinds(block) for block in module.output_blocks] == [
+        *(attended, attended, [*attended, "Upsample"]),
+        *(plain, plain, [*plain, "Upsample"]),
+        *(attended, attended, attended),
+    ]
+
+
+def test_residual_blocks_change_the_size_where_asked() -> None:
+    def resampling(module: UNet) -> list[int]:
+        return [layer.resample for layer in module.modules() if isinstance(layer, ResBlock) and layer.resample]
+
+    assert resampling(UNet(VARIANTS["plain"])) == []
+    assert resampling(UNet(VARIANTS["updown"])) == [-1, 1]
+    assert not any(isinstance(layer, Downsample | Upsample) for layer in UNet(VARIANTS["updown"]).modules())
+
+
+@pytest.mark.parametrize(
+    ("fields", "heads"),
+    [({"num_heads": 4, "num_head_channels": None}, 4), ({"num_heads": None, "num_head_channels": 16}, 4)],
+)
+def test_number_of_heads(fields: dict[str, int | None], heads: int) -> None:
+    assert AttentionBlock(64, replace(BASE, **fields)).heads == heads
+
+
+def test_heads_matter() -> None:
+    one, four = (unet(replace(BASE, num_heads=heads, num_head_channels=None)) for heads in (1, 4))
+    four.load_state_dict(one.state_dict())
+    assert not torch.allclose(one(*inputs()), four(*inputs()), rtol=1e-2, atol=1e-3)
+
+
+def test_attention_mixes_all_positions() -> None:
+    block = AttentionBlock(32, replace(BASE, num_heads=2, num_head_channels=None))
+    nn.init.normal_(block.proj_out.weight, std=0.1)
+    x = torch.randn(1, 32, 4, 4, requires_grad=True)
+    block(x)[0, :, 0, 0].sum().backward()
+    assert (x.grad.abs().sum(1) > 0).all()
+
+
+def test_dropout_only_in_training() -> None:
+    module = unet(replace(BASE, dropout=0.5))
+    module.eval()
+    assert torch.equal(module(*inputs()), module(*inputs()))
+    module.train()
+    assert not torch.equal(module(*inputs()), module(*inputs()))
+
+
+@pytest.mark.parametrize("dim", [32, 33])
+def test_timestep_embedding_is_that_of_diffusers(dim: int) -> None:
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    t = torch.tensor([0, 1, 17, 999])
+    theirs = get_timestep_embedding(t, dim, flip_sin_to_cos=True, downscale_freq_shift=0)
+    torch.testing.assert_close(timestep_embedding(t, dim), theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_channels": 48}, "model_channels is 48. it must be a multiple of 32"),
+        ({"num_head_channels": None}, "needs num_heads or num_head_channels. set one of the two"),
+        ({"num_heads": 4}, "needs num_heads or num_head_channels. set one of the two"),
+        ({"num_head_channels": 48}, "num_head_channels is 48. it must divide the 64 channels"),
+        ({"num_head_channels": 128}, "num_head_channels is 128. it must divide the 64 channels"),
+        ({"num_head_channels": None, "num_heads": 3}, "num_heads is 3. it must divide the 64 channels"),
+    ],
+)
+def test_impossible_configs(fields: dict[str, int | None], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        UNet(replace(BASE, **fields))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
