@@ -29,7 +29,9 @@ class LPIPS(nn.Module):
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.features = alexnet(weights=None).features[: CUTS[-1]]
+        with torch.device("meta"):  # else the classifier's 58 M weights would be drawn too
+            features = alexnet(weights=None).features[: CUTS[-1]]
+        self.features = features.to_empty(device="cpu")
         for layer in self.features:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # the slices' outputs are kept

@@ -129,7 +129,9 @@ class EMAQuantizer(Quantizer):
         sums = torch.zeros_like(self.cluster_sum).index_add_(0, indices, flat)
         self.cluster_size.lerp_(counts, 1 - self.decay)
         self.cluster_sum.lerp_(sums, 1 - self.decay)
-        self.embedding.copy_(self.cluster_sum / self.cluster_size.clamp(min=1e-5)[:, None])
+        # A code that has long been out of use stays where it is: of its sum and size only rounding errors are left.
+        mean = self.cluster_sum / self.cluster_size.clamp(min=1e-5)[:, None]
+        self.embedding.copy_(torch.where(self.cluster_size[:, None] > 1e-5, mean, self.embedding))
         # Revival in every step costs nothing to speak of, and needs no number to be chosen.
         self._place(self.cluster_size < self.revive_below * len(flat) / self.codebook_size, flat, step)
 
