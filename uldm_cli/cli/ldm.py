@@ -254,7 +254,7 @@ def train(
     device: Device = None,
     precision: Precision = None,
 ) -> None:
-    from uldm_cli.cli.training import show_plan, show_result, training_flags
+    from uldm_cli.cli.training import show_preview, show_result, training_flags
     from uldm_cli.runs import ldm_train
     from uldm_cli.specs.load import load_config, split_arguments
     from uldm_cli.specs.training import DiffusionTraining
@@ -263,6 +263,6 @@ def train(
     spec = load_config(DiffusionTraining, config, overrides, training_flags(batch_size, seed, device, precision))
     plan = ldm_train.plan(spec, outdir, config, resume=resume)
     if dry_run:
-        show_plan(plan, ldm_train.DiffusionJob(plan))
+        show_preview(ldm_train.preview(plan))
     else:
         show_result(ldm_train.run(plan))

@@ -2,15 +2,28 @@
 
 import typer
 
-from uldm_cli.cli.options import Arguments, BatchSize, Command, Device, DryRun, Json, Outdir, Precision, Quiet, Resume, Seed
-from uldm_cli.cli.training import show_plan, show_result, training_flags
+from uldm_cli.cli.options import (
+    Arguments,
+    BatchSize,
+    Command,
+    Device,
+    DryRun,
+    Json,
+    Outdir,
+    Precision,
+    Quiet,
+    Resume,
+    Seed,
+)
+from uldm_cli.cli.training import show_preview, show_result, training_flags
 
 app = typer.Typer()
 
 EXAMPLES = """
 Examples:
   uldm vqvae train                                           the embedded pictures of clothes, some minutes on a CPU
-  uldm vqvae train data=images data.root=photos              one's own: a folder, .tar or .zip
+  uldm vqvae train autoencoder=vqvae data=images data.root=photos
+                                                             one's own, in colour: a folder, .tar or .zip
   uldm vqvae train configs/fruits64/vqvae.yaml train.steps=2000
 
 The same command again goes on where it stopped.
@@ -38,6 +51,6 @@ def train(
     spec = load_config(AutoencoderTraining, config, overrides, training_flags(batch_size, seed, device, precision))
     plan = vqvae_train.plan(spec, outdir, config, resume=resume)
     if dry_run:
-        show_plan(plan, vqvae_train.AutoencoderJob(spec))
+        show_preview(vqvae_train.preview(plan))
     else:
-        show_result(vqvae_train.run(spec, plan))
+        show_result(vqvae_train.run(plan))

@@ -5,6 +5,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+MODEL = "model.safetensors"
+"""The file of a checkpoint that holds the model."""
+
 KEPT = 2
 """So many checkpoints stay: the newest, and one before it should a disk damage that."""
 
@@ -21,8 +24,12 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The newest checkpoint's folder."""
-        whole = self._whole()
+        whole = self.whole()
         return whole[-1] if whole else None
+
+    def whole(self) -> list[Path]:
+        """The folder of every checkpoint, the newest last."""
+        return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """Makes the checkpoint of a step by `write(folder)`, and drops old ones.
@@ -37,24 +44,22 @@ class Checkpoints:
         temporary.mkdir()
         try:
             write(temporary)
+            _sync(temporary)
+            temporary.rename(final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
         _sync(self.folder)
-        for old in self._whole()[:-KEPT]:
+        for old in self.whole()[:-KEPT]:
             shutil.rmtree(old)
         return final
 
-    def _whole(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
-
 
 def _sync(folder: Path) -> None:
-    """Makes a rename last through a power cut; Windows has no such call."""
+    """Makes what was written and renamed in a folder last through a power cut; Windows has no such call."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

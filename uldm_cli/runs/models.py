@@ -2,24 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING
 
 from uldm_cli import assets
 from uldm_cli.errors import ConfigError, nearest
 from uldm_cli.formats.native import KINDS, Header, load_into, read_header
-from uldm_cli.runs.checkpoints import Checkpoints
-from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel, Model
+from uldm_cli.runs.checkpoints import MODEL, Checkpoints
+from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel, M, read_model
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from uldm_cli.core.latent import LatentDiffusion
 
 EMBEDDED = ("fruits64",)
-M = TypeVar("M", bound=Model)
 
 
 @dataclass(frozen=True)
@@ -43,21 +39,24 @@ def resolve(reference: str | None, kind: str = "latent-diffusion") -> ModelFile:
     name = reference or EMBEDDED[0]
     path = assets.path(f"{name}.safetensors") if name in EMBEDDED else _on_disk(name)
     header = read_header(path)
-    if kind not in (header.kind, "autoencoder"):
-        raise ConfigError(f"{name} is of kind {header.kind!r}, not {kind!r}", "name another model")
+    if kind == "latent-diffusion" and header.kind != kind:
+        hint = f"Train one on it: uldm ldm train autoencoder={name}"
+        raise ConfigError(f"{name} is an autoencoder, and a latent diffusion model is needed", hint)
     return ModelFile(path, header, name)
 
 
 def _on_disk(name: str) -> Path:
     path = Path(name)
+    if (path / MODEL).exists():  # one of a run's checkpoints
+        return path / MODEL
     if path.is_dir():
         newest = Checkpoints(path).newest()
         if newest is None:
-            raise ConfigError(f"{name} is a folder without a checkpoint", "name a training run's folder or a file")
-        return newest / "model.safetensors"
+            raise ConfigError(f"{name} is a folder without a checkpoint", "Name a training run's folder, or a file")
+        return newest / MODEL
     if not path.exists():
         guess = nearest(name, EMBEDDED)
-        hint = f"did you mean {guess!r}?" if guess else f"name a file, a run's folder, or one of: {', '.join(EMBEDDED)}"
+        hint = f"Did you mean {guess!r}?" if guess else f"Name a file, a run's folder, or one of: {', '.join(EMBEDDED)}"
         raise ConfigError(f"there is no model {name!r}", hint)
     return path
 
@@ -71,17 +70,16 @@ def newest_autoencoder(outputs: Path) -> str | None:
 def model_config(file: ModelFile, kind: type[M]) -> M:
     """The header's config, validated. An autoencoder is also read out of a latent diffusion model's."""
     config = file.header.config
-    fields: dict[str, Any] = {k: v for k, v in config.items() if k in kind.model_fields or kind is not AutoencoderModel}
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as e:
-        first = e.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{file.path}: its header's config is wrong at {where}: {first['msg']}") from e
+    if kind is AutoencoderModel:
+        config = {name: value for name, value in config.items() if name in kind.model_fields}
+    return read_model(kind, config, str(file.path))
 
 
 def load_autoencoder(file: ModelFile, weights: str = "ema") -> "nn.Module":
-    """The autoencoder of a checkpoint, float32 on the CPU, in evaluation mode."""
+    """The autoencoder of a checkpoint, float32 on the CPU, in evaluation mode.
+
+    `weights` are "ema" or "raw". A latent diffusion model holds only those of its autoencoder that it was trained with.
+    """
     module = model_config(file, AutoencoderModel).build()
     inside = file.header.kind == "latent-diffusion"
     load_into(module, file.path, "autoencoder" if inside else _part(file, weights))
@@ -104,23 +102,18 @@ def load_latent_diffusion(
     from uldm_cli.core.device import pick_device, pick_dtype
 
     target = pick_device(device)
+    dtype = pick_dtype(precision, target)
     model = model_config(file, LatentDiffusionModel).build()
     load_into(model.denoiser.backbone, file.path, _part(file, weights))
     load_into(model.autoencoder, file.path, "autoencoder")
-    return _ready(model, target, pick_dtype(precision, target), torch.channels_last)
-
-
-def _ready(
-    model: "LatentDiffusion", device: "torch.device", dtype: "torch.dtype", memory: "torch.memory_format"
-) -> "LatentDiffusion":
-    model.requires_grad_(False).eval().to(device)
-    model.denoiser.backbone.to(dtype=dtype, memory_format=memory)
-    model.autoencoder.to(dtype=dtype, memory_format=memory)
+    model.requires_grad_(False).eval().to(target)
+    for network in (model.denoiser.backbone, model.autoencoder):
+        network.to(dtype).to(memory_format=torch.channels_last)
     return model
 
 
 def _part(file: ModelFile, weights: str) -> str:
     held = file.header.weights
     if weights not in held:
-        raise ConfigError(f"{file.name} holds no {weights} weights", f"it has: {', '.join(held)}")
+        raise ConfigError(f"{file.name} holds no {weights} weights", f"It has: {', '.join(held)}")
     return "ema" if weights == "ema" else KINDS[file.header.kind]

@@ -4,13 +4,24 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from uldm_cli.specs.base import Spec
+from uldm_cli.specs.base import Spec, problem
 
 if TYPE_CHECKING:
     from uldm_cli.core.unet import UNet as Module
 
 
-class UNet(Spec):
+class Backbone(Spec):
+    """What every backbone says of its input."""
+
+    kind: str
+
+    @property
+    def factor(self) -> int:
+        """How many times smaller than its input the lowest level is: the input's sides must be multiples of it."""
+        return 1
+
+
+class UNet(Backbone):
     """The U-Net of the latent-diffusion family; fields mean what they mean in the published configs."""
 
     kind: Literal["unet"] = "unet"
@@ -23,7 +34,9 @@ class UNet(Spec):
         (2, 4), description="Downsampling factors (not sizes) at which there is attention."
     )
     num_heads: PositiveInt | None = Field(None, description="Attention heads; this or num_head_channels.")
-    num_head_channels: PositiveInt | None = Field(None, description="Channels a head; this or num_heads. 32 if neither.")
+    num_head_channels: PositiveInt | None = Field(
+        None, description="Channels a head, 32 if num_heads is not given either."
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the residual blocks.")
     use_scale_shift_norm: bool = Field(False, description="The time embedding scales and shifts, instead of shifting.")
     resblock_updown: bool = Field(False, description="Residual blocks, not convolutions, change the size.")
@@ -31,23 +44,26 @@ class UNet(Spec):
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
         if self.num_heads and self.num_head_channels:
-            raise ValueError("num_heads and num_head_channels are both given: set one of them")
-        for factor in self.attention_resolutions:
-            if factor not in self.factors:
-                raise ValueError(f"attention_resolutions has {factor}, but the levels' factors are {list(self.factors)}")
+            raise problem("num_heads is given too", "Set one of them, and the other to null", path="num_head_channels")
+        if not set(self.attention_resolutions) <= set(self.factors):
+            raise problem(f"expected some of the levels' factors, {list(self.factors)}", path="attention_resolutions")
         for level, mult in enumerate(self.channel_mult):
             width = mult * self.model_channels
             divisor = self.num_heads or self.num_head_channels or 32
             attends = 2**level in self.attention_resolutions or level == len(self.channel_mult) - 1
             if attends and width % divisor:
                 name = "num_heads" if self.num_heads else "num_head_channels"
-                raise ValueError(f"{name} {divisor} does not divide the width {width}, which has attention")
+                raise problem(f"{divisor} does not divide the width {width}, which has attention", path=name)
         return self
 
     @property
     def factors(self) -> tuple[int, ...]:
         """Downsampling factor of each level."""
         return tuple(2**level for level in range(len(self.channel_mult)))
+
+    @property
+    def factor(self) -> int:
+        return self.factors[-1]
 
     def build(self, in_channels: int, out_channels: int) -> "Module":
         from uldm_cli.core.unet import UNet as Module

@@ -1,32 +1,44 @@
 """What `uldm vqvae train` and `uldm ldm train` are told."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from uldm_cli.specs.autoencoders import VQVAE
-from uldm_cli.specs.backbones import UNet
-from uldm_cli.specs.base import Slot, Spec
-from uldm_cli.specs.datasets import Tiny
+from uldm_cli.errors import ConfigError
+from uldm_cli.specs.autoencoders import VQVAE, Autoencoder
+from uldm_cli.specs.backbones import Backbone, UNet
+from uldm_cli.specs.base import Slot, Spec, problem
+from uldm_cli.specs.complete import complete
+from uldm_cli.specs.datasets import Dataset, Tiny
+from uldm_cli.specs.explain import Origin, explain
 from uldm_cli.specs.models import Target
+from uldm_cli.specs.sampling import LARGEST_SEED, Sampling
 from uldm_cli.specs.schedules import ScaledLinear
 
 if TYPE_CHECKING:
+    from pydantic_core import PydanticCustomError
+
     from uldm_cli.core.tasks import ReconstructionWeights
     from uldm_cli.core.training import Optimization
+
+LPIPS_SIDE = 32
+"""Smallest images that the perceptual distance takes, in pixels."""
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Part(BaseModel):
     """A group of fields that is no slot."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class Optim(Part):
     """AdamW and its learning rate."""
 
     lr: float = Field(5e-4, gt=0, description="Peak learning rate.")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="Decay of the gradient's two averages.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.99), description="Decay of the gradient's two averages.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
     warmup_steps: NonNegativeInt = Field(100, description="Steps of linear warm-up.")
     decay: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
@@ -43,7 +55,9 @@ class Train(Part):
 
     steps: PositiveInt = Field(description="Optimizer steps in all.")
     batch_size: PositiveInt = Field(64, description="Images a step.")
-    seed: NonNegativeInt = Field(0, description="Of the start values, the data's order, noise and augmentation.")
+    seed: int = Field(
+        0, ge=0, le=LARGEST_SEED, description="Of the start values, the data's order, noise and augmentation."
+    )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay of the averaged weights, which warms up.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto computes in bfloat16 where the device does so natively; weights stay float32."
@@ -63,7 +77,7 @@ class Loss(Part):
 
     l1: float = Field(1.0, ge=0, description="Mean absolute difference.")
     l2: float = Field(1.0, ge=0, description="Mean squared difference.")
-    lpips: float = Field(0.0, ge=0, description="Perceptual distance, AlexNet; 0 leaves it out. Images of 32 pixels or more.")
+    lpips: float = Field(0.0, ge=0, description="Perceptual distance by AlexNet, for images from 32 pixels; 0: none.")
     codebook: float = Field(1.0, ge=0, description="Codes towards latents; an EMA codebook has no use for it.")
     commitment: float = Field(0.25, ge=0, description="Latents towards codes.")
 
@@ -77,21 +91,24 @@ class AutoencoderTraining(Spec):
     """Trains an autoencoder."""
 
     kind: Literal["vqvae-train"] = "vqvae-train"
-    autoencoder: Annotated[Spec, Slot("autoencoders")] = Field(
+    autoencoder: Annotated[Autoencoder, Slot("autoencoders")] = Field(
         VQVAE(in_channels=1, num_down_layers=1, num_up_layers=1, codebook_size=256),
         description="What is trained.",
     )
-    data: Annotated[Spec, Slot("datasets")] = Field(Tiny(), description="What it is trained on.")
+    data: Annotated[Dataset, Slot("datasets")] = Field(Tiny(), description="What it is trained on.")
     loss: Loss = Loss()
     optim: Optim = Optim(lr=1e-3)
     train: Train = Train(steps=1000)
 
     @model_validator(mode="after")
     def _data_fits(self) -> Self:
-        data: Any = self.data
-        check_images_fit(self.autoencoder, data.channels, data.size)
-        if self.loss.lpips and data.size < 32:
-            raise ValueError(f"loss.lpips needs images of 32 pixels or more, and data.size is {data.size}")
+        wrong = _misfit(self.autoencoder, self.data)
+        if wrong is not None:
+            raise wrong
+        size = self.data.size
+        if self.loss.lpips and size < LPIPS_SIDE:
+            text = f"takes images of {LPIPS_SIDE} pixels or more, and data.size is {size}"
+            raise problem(text, "Set it to 0, or take larger images", path="loss.lpips")
         return self
 
 
@@ -102,16 +119,19 @@ class DiffusionTraining(Spec):
     autoencoder: str | None = Field(
         None, description="The trained autoencoder: a run folder, a checkpoint or a name; null takes the newest run's."
     )
-    data: Annotated[Spec, Slot("datasets")] | None = Field(
+    data: Annotated[Dataset, Slot("datasets")] | None = Field(
         None, description="What it is trained on; null takes what the autoencoder was trained on."
     )
-    backbone: Annotated[Spec, Slot("backbones")] = Field(
+    backbone: Annotated[Backbone, Slot("backbones")] = Field(
         UNet(channel_mult=(1, 2), attention_resolutions=(2,)), description="The network that denoises."
     )
     schedule: Annotated[Spec, Slot("schedules")] = Field(ScaledLinear(), description="The noise schedule.")
     target: Target = Field("eps", description="What the network predicts: noise, clean latent, or velocity.")
     scale_factor: float | None = Field(
-        None, gt=0, description="Brings latents to unit deviation; null measures it on the first images."
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Brings latents to unit deviation; null measures it on the first images.",
     )
     optim: Optim = Optim()
     train: Train = Train(steps=4000)
@@ -119,10 +139,59 @@ class DiffusionTraining(Spec):
         default_factory=dict, description="What `uldm ldm sample` takes by default with this model: its fields."
     )
 
+    @model_validator(mode="after")
+    def _sample_is_known(self) -> Self:
+        tree = complete(Sampling, self.sample)
+        try:
+            Sampling.model_validate(tree)
+        except ValidationError as error:
+            wrong = explain(error, Sampling, tree, {})
+            raise problem(wrong.message, wrong.hint, path="sample") from None
+        return self
 
-def check_images_fit(autoencoder: Any, channels: int, size: int) -> None:
-    """ValueError where an autoencoder cannot take images of this form."""
-    if channels != autoencoder.in_channels:
-        raise ValueError(f"data.channels is {channels}, but the autoencoder takes {autoencoder.in_channels}")
-    if size % autoencoder.factor:
-        raise ValueError(f"data.size {size} is not a multiple of the autoencoder's factor {autoencoder.factor}")
+    def check_fit(self, autoencoder: Autoencoder, name: str) -> None:
+        """Makes sure that the autoencoder called `name` takes the images of `data`, and the backbone its latents.
+
+        Raises:
+            ConfigError: it does not; the field to change is named.
+        """
+        assert self.data is not None
+        wrong = _misfit(autoencoder, self.data) or _misfit_of_latents(autoencoder, self.data, self.backbone)
+        if wrong is not None and wrong.context is not None:
+            said = wrong.context
+            raise ConfigError(f"{said['path']}: {said['message']} (the autoencoder is {name})", said["hint"])
+
+
+def data_of(training: Mapping[str, Any], name: str) -> Dataset | None:
+    """The images that a model called `name` was trained on, by the training config in its header, if it has one.
+
+    Raises:
+        ConfigError: this version, or its plugins, cannot read them.
+    """
+    tree = {"data": training.get("data")}
+    try:
+        return DiffusionTraining.model_validate(tree).data
+    except ValidationError as error:
+        wrong = explain(error, DiffusionTraining, tree, {(): Origin(f"the data that {name} was trained on")})
+        raise ConfigError(wrong.message, "Name the images to train on, as in data=images data.root=FOLDER") from None
+
+
+def _misfit(autoencoder: Autoencoder, data: Dataset) -> "PydanticCustomError | None":
+    """Why an autoencoder cannot take these images."""
+    if data.channels != autoencoder.in_channels:
+        text = f"expected {autoencoder.in_channels}, the channels of the autoencoder's images, got {data.channels}"
+        return problem(text, "Change data.channels, or the autoencoder", path="data.channels")
+    if data.size % autoencoder.factor:
+        text = f"expected a multiple of {autoencoder.factor}, the autoencoder's factor, got {data.size}"
+        return problem(text, "Change data.size, or the autoencoder", path="data.size")
+    return None
+
+
+def _misfit_of_latents(autoencoder: Autoencoder, data: Dataset, backbone: Backbone) -> "PydanticCustomError | None":
+    """Why a backbone cannot take the latents of these images."""
+    side = data.size // autoencoder.factor
+    if side % backbone.factor == 0:
+        return None
+    text = f"its levels need latents whose side is a multiple of {backbone.factor}, and these are {side}x{side}"
+    hint = f"Use fewer levels, or a data.size that {autoencoder.factor * backbone.factor} divides"
+    return problem(text, hint, path="backbone")

@@ -1,0 +1,87 @@
+"""The figures of a training run: means over its steps, and the lines of `metrics.jsonl`."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uldm_cli.errors import UldmError
+from uldm_cli.runs.files import atomic_write
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Line = dict[str, float]
+"""A line of metrics: `step` and figures by name."""
+
+
+class Means:
+    """Means of what the steps since the last line logged."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begins anew."""
+        self.count = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, logs: "Mapping[str, Tensor]") -> None:
+        """Takes a step's scalars. They are summed on the device: to read them here would wait for every step."""
+        self._sums = {name: self._sums[name] + value if self.count else value for name, value in logs.items()}
+        self.count += 1
+
+    def read(self) -> Line:
+        """The means; waits for the device."""
+        return {name: float(total) / self.count for name, total in self._sums.items()}
+
+    def state(self) -> "dict[str, Tensor]":
+        """The sums; `count` belongs to them. Copies: after one step, figures may still be one and the same tensor."""
+        return {name: total.clone() for name, total in self._sums.items()}
+
+    def load_state(self, sums: "dict[str, Tensor]", count: int) -> None:
+        """The inverse of `state`."""
+        self._sums, self.count = sums, count
+
+
+def not_finite(line: Line) -> list[str]:
+    """The names of the figures that are NaN or infinite."""
+    return [name for name, value in line.items() if not math.isfinite(value)]
+
+
+def append_line(path: Path, line: Line) -> None:
+    """Adds a line to `metrics.jsonl`.
+
+    Raises:
+        UldmError: the disk is full, or the file cannot be written to.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as e:
+        hint = "What was saved before is whole: the same command goes on from there"
+        raise UldmError(f"{path} could not be written ({e.strerror})", hint) from e
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The lines of `metrics.jsonl`; half a line, of a run that was killed, is left out."""
+    if not path.exists():
+        return []
+    read = [_parsed(text) for text in path.read_text(errors="replace").splitlines()]
+    return [line for line in read if line is not None]
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drops the lines of steps that are going to be made again."""
+    if path.exists():
+        kept = "".join(json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step)
+        atomic_write(path, lambda file: file.write(kept.encode()))
+
+
+def _parsed(text: str) -> Line | None:
+    try:
+        line: Any = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and "step" in line else None
