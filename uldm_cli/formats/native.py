@@ -87,6 +87,8 @@ def _raw_header(path: Path) -> dict[str, Any]:
             if len(start) < 8 or (length := struct.unpack("<Q", start)[0]) > LARGEST_HEADER:
                 raise ValueError
             raw = json.loads(file.read(length))
+            if not isinstance(raw, dict):
+                raise ValueError
             told = 8 + length + _data_length([raw[name] for name in raw if name != "__metadata__"])
     except FileNotFoundError:
         raise ConfigError(f"there is no checkpoint {path}", "check the path") from None
@@ -98,7 +100,7 @@ def _raw_header(path: Path) -> dict[str, Any]:
     if size != told:
         what = "truncated" if size < told else "damaged"
         raise ConfigError(f"{path} is {what}: {size:,} bytes, and its header tells of {told:,}", "fetch it again")
-    return dict(raw)
+    return raw
 
 
 def _data_length(entries: list[dict[str, Any]]) -> int:
