@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from uldm_cli.core.blocks import GroupNorm, Upsample
 from uldm_cli.errors import UsageError
 
 Conv = TypeVar("Conv", nn.Conv1d, nn.Conv2d)
@@ -55,15 +56,6 @@ class Downsample(nn.Module):
         return self.op(x)
 
 
-class Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, 2H, 2W)
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
-
-
 class ResBlock(nn.Module):
     """Residual block that the time embedding shifts, or scales and shifts; `resample` -1 halves, 1 doubles the size."""
 
@@ -72,13 +64,13 @@ class ResBlock(nn.Module):
         self.resample = resample
         self.scale_shift = config.use_scale_shift_norm
         self.in_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(
             nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if self.scale_shift else out_channels)
         )
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, out_channels),
+            GroupNorm(GROUPS, out_channels),
             nn.SiLU(),
             nn.Dropout(config.dropout),
             _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
@@ -115,7 +107,7 @@ class AttentionBlock(nn.Module):
         if channels % divisor:
             raise UsageError(f"{name} is {divisor}", f"it must divide the {channels} channels that have attention")
         self.heads = config.num_heads or channels // divisor
-        self.norm = nn.GroupNorm(GROUPS, channels)
+        self.norm = GroupNorm(GROUPS, channels)
         # One-tap convolutions in the published code; their weights keep that shape.
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = _zeroed(nn.Conv1d(channels, channels, 1))
@@ -156,7 +148,7 @@ class UNet(nn.Module):
         self.output_blocks = self._decoder(emb, skips)
         last = config.channel_mult[0] * width
         self.out = nn.Sequential(
-            nn.GroupNorm(GROUPS, last), nn.SiLU(), _zeroed(nn.Conv2d(last, config.out_channels, 3, padding=1))
+            GroupNorm(GROUPS, last), nn.SiLU(), _zeroed(nn.Conv2d(last, config.out_channels, 3, padding=1))
         )
 
     def _encoder(self, emb: int) -> tuple[nn.ModuleList, list[int]]:
