@@ -72,7 +72,7 @@ class Upsample(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation that a CPU computes in float32: its bfloat16 kernel for channels-last is many times slower."""
+    """Group normalisation; a CPU computes it in float32, its bfloat16 kernel for channels-last being far slower."""
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, ...) -> the same
         if x.dtype != torch.bfloat16 or x.device.type != "cpu":
