@@ -11,7 +11,7 @@ from uldm_cli.core.samplers import Prediction, ddim, ddpm, posterior_deviation
 from uldm_cli.core.schedules import VariancePreserving, scaled_linear_betas, uniform_timesteps
 from uldm_cli.core.unet import UNet, UNetConfig
 
-# The aim is 1e-4. About 1e-6 is measured, and a wrong epsilon in a normalisation would hide between the two.
+# The aim is 1e-4; about 1e-6 is measured.
 TOLERANCE = 1e-5
 # Near t = 0 the squared sigma, a difference of float32 numbers near 1, has about 4e-5.
 TABLE_TOLERANCE = 1e-4

@@ -113,9 +113,11 @@ def test_exactly_the_steps_asked_for(T_and_steps: tuple[int, int]) -> None:
     timesteps = uniform_timesteps(T, steps)
     assert len(timesteps) == steps + 1
     assert all(before > after for before, after in pairwise(timesteps))
-    assert timesteps[0] < T
     assert timesteps[-1] == (-1 if steps == T else 0)
-    if steps < T:  # evenly spread
+    if steps == T:
+        assert timesteps[0] == T - 1
+    else:  # evenly spread, over all of the schedule
+        assert timesteps[0] == T + 1 - -(-T // steps)
         gaps = {before - after for before, after in pairwise(timesteps[:-1])}
         assert gaps <= {T // steps, -(-T // steps)}
 

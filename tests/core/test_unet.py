@@ -154,6 +154,12 @@ def test_dropout_only_in_training() -> None:
     assert not torch.equal(module(*inputs()), module(*inputs()))
 
 
+def test_normalisations() -> None:
+    """So small a difference as that of 1e-5 to the autoencoders' 1e-6 would not show in the outputs."""
+    norms = [layer for layer in UNet(BASE).modules() if isinstance(layer, nn.GroupNorm)]
+    assert {(norm.num_groups, norm.eps) for norm in norms} == {(32, 1e-5)}
+
+
 @pytest.mark.parametrize("dim", [32, 33])
 def test_timestep_embedding_is_that_of_diffusers(dim: int) -> None:
     from diffusers.models.embeddings import get_timestep_embedding

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from uldm_cli.core.blocks import SelfAttention
+from uldm_cli.core.blocks import Downsample, SelfAttention, Upsample
 from uldm_cli.core.quantizers import EMAQuantizer, Quantizer
 from uldm_cli.core.vqvae import VQVAE
-from uldm_cli.errors import ConfigError, UsageError
+from uldm_cli.errors import ConfigError
 from uldm_cli.specs import autoencoders
 from uldm_cli.specs.load import load_config
 
@@ -82,6 +82,16 @@ def test_each_level_halves_or_does_not(down_sample: tuple[bool, bool], size: tup
     assert model.to_latent(images()).shape[2:] == size
     assert model(images())[0].shape == (2, 3, 16, 24)
     assert autoencoders.VQVAE.model_validate(SMALL | {"down_sample": down_sample}).factor == 16 // size[0]
+
+
+@pytest.mark.parametrize(
+    ("down_sample", "width"),
+    [((True, False), 16), ((False, True), 24)],
+)
+def test_the_decoder_grows_where_the_encoder_shrinks(down_sample: tuple[bool, bool], width: int) -> None:
+    model = build(down_sample=down_sample)
+    assert [layer.conv.in_channels for layer in model.encoder.down if isinstance(layer, Downsample)] == [width]
+    assert [layer.conv.in_channels for layer in model.decoder.up if isinstance(layer, Upsample)] == [width]
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -160,10 +170,3 @@ def test_lists_that_do_not_fit_together_are_refused_in_one_line(override: str, p
     message = str(caught.value)
     assert "\n" not in message
     assert all(part in message for part in parts), message
-
-
-def test_layers_that_cannot_be_divided() -> None:
-    with pytest.raises(UsageError, match=r"^num_heads is 5\. it must divide the 16 channels that have attention$"):
-        SelfAttention(16, 5, 4)
-    with pytest.raises(UsageError, match=r"^norm_channels is 5\. it must divide every width, and 16 is one of them$"):
-        SelfAttention(16, 4, 5)

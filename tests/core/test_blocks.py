@@ -1,0 +1,59 @@
+"""The autoencoders' layers, each against the sum written out."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uldm_cli.core.blocks import Downsample, ResnetBlock, SelfAttention, Upsample, norm
+from uldm_cli.errors import UsageError
+
+
+def features() -> Tensor:
+    return torch.randn(2, 8, 4, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_attention_of_each_head_over_all_positions(heads: int) -> None:
+    torch.manual_seed(1)
+    layer, x = SelfAttention(8, heads, 4), features()
+    h = F.group_norm(x, 4, eps=1e-6)
+    q, k, v = (conv(h).flatten(2) for conv in (layer.q, layer.k, layer.v))  # (N, C, HW)
+    mixed = []
+    for rows in torch.arange(8).chunk(heads):
+        weight = torch.softmax(q[:, rows].transpose(1, 2) @ k[:, rows] / len(rows) ** 0.5, dim=-1)  # (N, to, from)
+        mixed.append(v[:, rows] @ weight.transpose(1, 2))
+    expected = x + layer.proj_out(torch.cat(mixed, dim=1).view_as(x))
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("out", [8, 12])
+def test_residual_block(out: int) -> None:
+    torch.manual_seed(1)
+    layer, x = ResnetBlock(8, out, 4), features()
+    h = layer.conv1(F.silu(F.group_norm(x, 4, eps=1e-6)))
+    h = layer.conv2(F.silu(F.group_norm(h, 4, eps=1e-6)))
+    skip = x if out == 8 else F.conv2d(x, layer.nin_shortcut.weight, layer.nin_shortcut.bias)
+    torch.testing.assert_close(layer(x), skip + h, rtol=1e-4, atol=1e-5)
+
+
+def test_downsampling_pads_below_and_on_the_right() -> None:
+    layer = Downsample(1)
+    torch.nn.init.ones_(layer.conv.weight)
+    torch.nn.init.zeros_(layer.conv.bias)
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    expected = torch.tensor([[image[..., :3, :3].sum(), image[..., :3, 2:].sum()], [image[..., 2:, :3].sum(), 50.0]])
+    torch.testing.assert_close(layer(image)[0, 0], expected)  # 50 = 10 + 11 + 14 + 15
+
+
+def test_upsampling_repeats_before_its_convolution() -> None:
+    layer, x = Upsample(8), features()
+    repeated = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    torch.testing.assert_close(layer(x), layer.conv(repeated))
+
+
+def test_layers_that_cannot_be_divided() -> None:
+    with pytest.raises(UsageError, match=r"^num_heads is 5\. it must divide the 16 channels that have attention$"):
+        SelfAttention(16, 5, 4)
+    with pytest.raises(UsageError, match=r"^norm_channels is 5\. it must divide every width, and 16 is one of them$"):
+        norm(16, 5)
