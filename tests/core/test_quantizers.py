@@ -153,6 +153,26 @@ def test_codes_start_as_latents_of_the_first_batch() -> None:
     assert torch.equal(quantizer.codes, drawn)  # by the seed
 
 
+def test_evaluating_first_places_no_codes() -> None:
+    quantizer = EMAQuantizer(16, 3, decay=0.99, revive_below=0.0, seed=5).eval()
+    before = quantizer.codes.clone()
+    quantizer(latents() + 100)
+    assert torch.equal(quantizer.codes, before)
+    assert not quantizer.initialized
+
+
+def test_dead_codes_go_elsewhere_in_another_step() -> None:
+    def revived(step: int) -> Tensor:
+        quantizer = ema_with_codes(torch.full((8, 3), 1000.0), revive_below=0.9)
+        quantizer.cluster_size.zero_()
+        quantizer(latents())
+        quantizer.after_step(step)
+        return quantizer.codes
+
+    assert torch.equal(revived(1), revived(1))
+    assert not torch.equal(revived(1), revived(2))
+
+
 def test_dead_code_is_put_on_a_latent_with_average_weight() -> None:
     """Share 0.1 of the average use, 40 / 4: below 1. The code far away has had 2, and after this step 1.8 or 0.9."""
     codes = torch.cat([torch.eye(3), torch.full((1, 3), 1000.0)])

@@ -234,7 +234,7 @@ def edited(name: str, value: object) -> Callable[[dict[str, Any]], None]:
         lambda header: header.__setitem__(FIRST, None),
         lambda header: header.__setitem__(FIRST, [1, 2]),
         lambda header: header.__setitem__(FIRST, {}),
-        lambda header: header.pop(FIRST),  # leaves a hole
+        lambda header: {name: entry for name, entry in header.items() if name != FIRST},  # leaves a hole
         lambda header: header.__setitem__("twice", header[FIRST]),  # overlaps
         edited("data_offsets", None),
         edited("data_offsets", []),
