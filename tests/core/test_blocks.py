@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uldm_cli.core.blocks import Downsample, ResnetBlock, SelfAttention, Upsample, norm
+from uldm_cli.core.blocks import Downsample, GroupNorm, ResnetBlock, SelfAttention, Upsample, norm
 from uldm_cli.errors import UsageError
 
 
@@ -50,6 +50,25 @@ def test_upsampling_repeats_before_its_convolution() -> None:
     layer, x = Upsample(8), features()
     repeated = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     torch.testing.assert_close(layer(x), layer.conv(repeated))
+
+
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32], ids=["bf16-weights", "fp32-weights"])
+def test_bfloat16_is_normalised_in_float32(weights: torch.dtype) -> None:
+    """Rounded once, at the end: values far from zero lose nothing on the way to their mean."""
+    layer = GroupNorm(2, 8).to(weights)
+    torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
+    x = (features() + 30).bfloat16().contiguous(memory_format=torch.channels_last)
+    out = layer(x)
+    assert out.dtype == torch.bfloat16
+    expected = F.group_norm(x.float(), 2, layer.weight.float(), layer.bias.float())
+    assert torch.equal(out, expected.bfloat16())
+
+
+def test_float32_is_normalised_as_torch_does() -> None:
+    layer = GroupNorm(2, 8)
+    torch.nn.init.normal_(layer.weight)
+    assert torch.equal(layer(features()), F.group_norm(features(), 2, layer.weight, layer.bias))
 
 
 def test_layers_that_cannot_be_divided() -> None:

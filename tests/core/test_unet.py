@@ -92,6 +92,15 @@ def test_channels_last_gives_the_same(config: UNetConfig) -> None:
     torch.testing.assert_close(last, contiguous, rtol=1e-4, atol=1e-5)
 
 
+@every_variant
+def test_bfloat16_is_near_float32(config: UNetConfig) -> None:
+    module, (x, t) = unet(config), inputs()
+    exact = module(x, t)
+    low = module.to(torch.bfloat16)(x.bfloat16(), t)
+    assert low.dtype == torch.bfloat16
+    assert 0 < (low.float() - exact).norm() < 0.02 * exact.norm()
+
+
 def kinds(module: nn.Module) -> list[str]:
     """What an input or output block is made of."""
     return [type(layer).__name__ for layer in module]
