@@ -72,7 +72,7 @@ def test_float32_is_normalised_as_torch_does() -> None:
 
 
 def test_layers_that_cannot_be_divided() -> None:
-    with pytest.raises(UsageError, match=r"^num_heads is 5\. it must divide the 16 channels that have attention$"):
+    with pytest.raises(UsageError, match=r"^num_heads is 5\. It must divide the 16 channels that have attention$"):
         SelfAttention(16, 5, 4)
-    with pytest.raises(UsageError, match=r"^norm_channels is 5\. it must divide every width, and 16 is one of them$"):
+    with pytest.raises(UsageError, match=r"^norm_channels is 5\. It must divide every width, and 16 is one of them$"):
         norm(16, 5)

@@ -24,7 +24,7 @@ def test_auto_falls_back_to_the_cpu() -> None:
 def test_what_is_no_device_here_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(UsageError) as caught:
         pick_device(name)
-    assert str(caught.value).startswith(f"--device {name} cannot be used on this machine. use auto, or one of: ")
+    assert str(caught.value).startswith(f"--device {name} cannot be used on this machine. Use auto, or one of: ")
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
 
@@ -32,7 +32,7 @@ def test_what_is_no_device_here_is_refused_in_one_line(name: str) -> None:
 @without_accelerator
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
 def test_accelerator_that_is_not_there(name: str) -> None:
-    with pytest.raises(UsageError, match=f"^--device {name} cannot be used on this machine. use auto, or one of: cpu$"):
+    with pytest.raises(UsageError, match=f"^--device {name} cannot be used on this machine. Use auto, or one of: cpu$"):
         pick_device(name)
 
 

@@ -136,5 +136,5 @@ def test_all_timesteps() -> None:
 
 @pytest.mark.parametrize("steps", [-1, 0, 1001])
 def test_impossible_numbers_of_steps(steps: int) -> None:
-    with pytest.raises(UsageError, match=f"{steps} sampling steps asked for. the model's schedule allows 1 to 1000"):
+    with pytest.raises(UsageError, match=f"{steps} sampling steps asked for. The model's schedule allows 1 to 1000"):
         uniform_timesteps(1000, steps)

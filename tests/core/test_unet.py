@@ -181,12 +181,12 @@ def test_timestep_embedding_is_that_of_diffusers(dim: int) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_channels": 48}, "model_channels is 48. it must be a multiple of 32"),
-        ({"num_head_channels": None}, "needs num_heads or num_head_channels. set one of the two"),
-        ({"num_heads": 4}, "needs num_heads or num_head_channels. set one of the two"),
-        ({"num_head_channels": 48}, "num_head_channels is 48. it must divide the 64 channels"),
-        ({"num_head_channels": 128}, "num_head_channels is 128. it must divide the 64 channels"),
-        ({"num_head_channels": None, "num_heads": 3}, "num_heads is 3. it must divide the 64 channels"),
+        ({"model_channels": 48}, "model_channels is 48. It must be a multiple of 32"),
+        ({"num_head_channels": None}, "needs num_heads or num_head_channels. Set one of the two"),
+        ({"num_heads": 4}, "needs num_heads or num_head_channels. Set one of the two"),
+        ({"num_head_channels": 48}, "num_head_channels is 48. It must divide the 64 channels"),
+        ({"num_head_channels": 128}, "num_head_channels is 128. It must divide the 64 channels"),
+        ({"num_head_channels": None, "num_heads": 3}, "num_heads is 3. It must divide the 64 channels"),
     ],
 )
 def test_impossible_configs(fields: dict[str, int | None], message: str) -> None:

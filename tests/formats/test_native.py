@@ -307,7 +307,7 @@ def test_safetensors_file_of_somebody_else(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_tensors(path, {"a": torch.zeros(2)}, {})
     message = refused(lambda: read_header(path), path)
-    assert message.endswith("is a safetensors file, but not a checkpoint of uldm. name one that `uldm ... train` wrote")
+    assert message.endswith("is a safetensors file, but not a checkpoint of uldm. Name one that `uldm ... train` wrote")
 
 
 def test_unknown_kind(tmp_path: Path) -> None:
@@ -428,7 +428,7 @@ def test_full_disk_leaves_the_old_file(file: Path) -> None:
     code, message = ended.stdout.split(" ", 1)
     assert code == "1"
     assert message.startswith(f"{file} could not be written: ")
-    assert message.endswith("what was saved before is whole\n")
+    assert message.endswith("What was saved before is whole\n")
     assert file.read_bytes() == before
     assert os.listdir(file.parent) == [file.name]
 

@@ -30,7 +30,7 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, heads: int, groups: int) -> None:
         super().__init__()
         if channels % heads:
-            raise UsageError(f"num_heads is {heads}", f"it must divide the {channels} channels that have attention")
+            raise UsageError(f"num_heads is {heads}", f"It must divide the {channels} channels that have attention")
         self.heads = heads
         self.norm = norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
@@ -84,5 +84,5 @@ class GroupNorm(nn.GroupNorm):
 def norm(channels: int, groups: int) -> GroupNorm:
     """Group normalisation with the autoencoders' epsilon of 1e-6."""
     if channels % groups:
-        raise UsageError(f"norm_channels is {groups}", f"it must divide every width, and {channels} is one of them")
+        raise UsageError(f"norm_channels is {groups}", f"It must divide every width, and {channels} is one of them")
     return GroupNorm(groups, channels, eps=1e-6)

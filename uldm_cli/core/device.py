@@ -18,7 +18,7 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device(usable[0])
     if name not in usable:
-        raise UsageError(f"--device {name} cannot be used on this machine", f"use auto, or one of: {', '.join(usable)}")
+        raise UsageError(f"--device {name} cannot be used on this machine", f"Use auto, or one of: {', '.join(usable)}")
     return torch.device(name)
 
 

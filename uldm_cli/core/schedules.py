@@ -41,12 +41,12 @@ class VariancePreserving(nn.Module):
     def __init__(self, betas: Tensor) -> None:
         super().__init__()
         if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
-            raise UsageError("the schedule's betas must all lie between 0 and 1", "check its start and end")
+            raise UsageError("the schedule's betas must all lie between 0 and 1", "Check its start and end")
         alphas_cumprod = torch.cumprod(1 - betas.double(), 0).float()
         if not (alphas_cumprod[-1] > 0 and alphas_cumprod[0] < 1 and bool((alphas_cumprod.diff() < 0).all())):
             raise UsageError(
                 f"float32 cannot tell all {len(betas)} noise levels of this schedule apart",
-                "use fewer timesteps, or betas that are less extreme",
+                "Use fewer timesteps, or betas that are less extreme",
             )
         self.T = len(betas)
         # Kept out of the state dict: the config says it all, and a stored copy could disagree with it.
@@ -96,7 +96,7 @@ def uniform_timesteps(T: int, steps: int) -> list[int]:
         UsageError: fewer than one step, or more than T.
     """
     if not 1 <= steps <= T:
-        raise UsageError(f"{steps} sampling steps asked for", f"the model's schedule allows 1 to {T}")
+        raise UsageError(f"{steps} sampling steps asked for", f"The model's schedule allows 1 to {T}")
     if steps == T:
         return list(range(T - 1, -2, -1))
     return [i * T // steps + 1 for i in range(steps - 1, -1, -1)] + [0]

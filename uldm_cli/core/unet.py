@@ -105,7 +105,7 @@ class AttentionBlock(nn.Module):
         name = "num_heads" if config.num_heads else "num_head_channels"
         divisor = config.num_heads or config.num_head_channels or channels
         if channels % divisor:
-            raise UsageError(f"{name} is {divisor}", f"it must divide the {channels} channels that have attention")
+            raise UsageError(f"{name} is {divisor}", f"It must divide the {channels} channels that have attention")
         self.heads = config.num_heads or channels // divisor
         self.norm = GroupNorm(GROUPS, channels)
         # One-tap convolutions in the published code; their weights keep that shape.
@@ -206,10 +206,10 @@ class UNet(nn.Module):
 
 def _check(config: UNetConfig) -> None:
     if (config.num_heads is None) == (config.num_head_channels is None):
-        raise UsageError("a U-Net needs num_heads or num_head_channels", "set one of the two, not both")
+        raise UsageError("a U-Net needs num_heads or num_head_channels", "Set one of the two, not both")
     if config.model_channels % GROUPS:
         raise UsageError(
-            f"model_channels is {config.model_channels}", f"it must be a multiple of {GROUPS}, for group normalisation"
+            f"model_channels is {config.model_channels}", f"It must be a multiple of {GROUPS}, for group normalisation"
         )
 
 

@@ -68,10 +68,10 @@ def read_header(path: Path) -> Header:
             raise TypeError
     except (KeyError, TypeError, ValueError, RecursionError) as e:
         raise ConfigError(
-            f"{path} is a safetensors file, but not a checkpoint of uldm", "name one that `uldm ... train` wrote"
+            f"{path} is a safetensors file, but not a checkpoint of uldm", "Name one that `uldm ... train` wrote"
         ) from e
     if said["kind"] not in KINDS:
-        raise ConfigError(f"{path} holds a model of the unknown kind {said['kind']!r}", "a newer uldm may know it")
+        raise ConfigError(f"{path} holds a model of the unknown kind {said['kind']!r}", "A newer uldm may know it")
     tensors = {name: tuple(entry["shape"]) for name, entry in raw.items() if name != "__metadata__"}
     return Header(**{name: said[name] for name in FIELDS}, tensors=tensors)
 
@@ -80,7 +80,7 @@ def _raw_header(path: Path) -> dict[str, Any]:
     """The JSON at the start of a safetensors file: 8 bytes of length, then the text (the format's specification)."""
     try:
         if path.is_dir():
-            raise ConfigError(f"{path} is a folder, not a checkpoint", "name the .safetensors file or a run's folder")
+            raise ConfigError(f"{path} is a folder, not a checkpoint", "Name the .safetensors file or a run's folder")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(8)
@@ -91,15 +91,15 @@ def _raw_header(path: Path) -> dict[str, Any]:
                 raise ValueError
             told = 8 + length + _data_length([raw[name] for name in raw if name != "__metadata__"])
     except FileNotFoundError:
-        raise ConfigError(f"there is no checkpoint {path}", "check the path") from None
+        raise ConfigError(f"there is no checkpoint {path}", "Check the path") from None
     except OSError as e:
-        raise ConfigError(f"{path} cannot be read: {e.strerror}", "check the path and its permissions") from e
+        raise ConfigError(f"{path} cannot be read: {e.strerror}", "Check the path and its permissions") from e
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         what = "is not a safetensors file, or its start is damaged"
-        raise ConfigError(f"{path} {what}", "fetch or save it again") from None
+        raise ConfigError(f"{path} {what}", "Fetch or save it again") from None
     if size != told:
         what = "truncated" if size < told else "damaged"
-        raise ConfigError(f"{path} is {what}: {size:,} bytes, and its header tells of {told:,}", "fetch it again")
+        raise ConfigError(f"{path} is {what}: {size:,} bytes, and its header tells of {told:,}", "Fetch it again")
     return raw
 
 
@@ -149,7 +149,7 @@ def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str
         with suppress(OSError):
             temporary.unlink()
         if isinstance(e, OSError | SafetensorError):
-            raise UldmError(f"{path} could not be written: {e}", "what was saved before is whole") from e
+            raise UldmError(f"{path} could not be written: {e}", "What was saved before is whole") from e
         raise
 
 
@@ -162,7 +162,7 @@ def load_tensors(path: Path, prefix: str = "") -> "dict[str, Tensor]":
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  # not a mapping
             return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as e:
-        raise ConfigError(f"{path} cannot be read: {e}", "fetch or save it again") from e
+        raise ConfigError(f"{path} cannot be read: {e}", "Fetch or save it again") from e
 
 
 def load_into(module: "nn.Module", path: Path, part: str) -> None:
@@ -182,7 +182,7 @@ def load_into(module: "nn.Module", path: Path, part: str) -> None:
         )
         raise ConfigError(
             f"{path} was made for another config: {len(differing)} tensors differ, first {first}",
-            "use the config it was made with",
+            "Use the config it was made with",
         )
     module.load_state_dict(state)
 
