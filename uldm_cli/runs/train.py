@@ -353,6 +353,7 @@ class _Run:
             "ema_updates": trainer.ema.updates,
             "means_count": self._means.count,
             "epoch": self._epoch,
+            "images": len(job.dataset),
         }
 
         def write(folder: Path) -> None:
@@ -379,6 +380,9 @@ class _Run:
         sums = {name: value.to(device) for name, value in load_tensors(state, "means.").items()}
         self._means.load_state(sums, said["means_count"])
         self._epoch = said["epoch"]
+        now, then = len(job.dataset), said["images"]
+        if now != then:
+            console.warn(f"{checkpoint} was saved with {then} images, and there are {now} now: their order is another")
 
 
 def _steps_done(checkpoint: Path) -> int:
