@@ -21,9 +21,8 @@ from PIL import Image
 
 from uldm_cli.errors import ConfigError, UldmError, UsageError
 from uldm_cli.formats.native import load_tensors, read_header, save, save_tensors
-from uldm_cli.runs import ldm_train, signals, vqvae_train
+from uldm_cli.runs import ldm_train, vqvae_train
 from uldm_cli.runs.metrics import Means, read_lines
-from uldm_cli.runs.signals import stop_on_signals
 from uldm_cli.specs.load import dump_yaml
 from uldm_cli.specs.training import AutoencoderTraining, DiffusionTraining
 
@@ -316,24 +315,6 @@ def test_a_signal_saves_and_the_same_command_goes_on(kinds, vqvae, tmp_path):
     ]
     assert step == lines_written(tmp_path / "run") >= 3
     assert vqvae_train.plan(spec, tmp_path / "run", None).start == step
-
-
-def test_what_follows_at_once_is_the_same_wish_to_stop():
-    with stop_on_signals() as stop:
-        assert not stop.requested
-        for kind in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
-            signal.raise_signal(kind)
-        assert stop.requested
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_second_wish_to_stop_is_obeyed_at_once(monkeypatch):
-    monkeypatch.setattr(signals, "BURST", 0.01)
-    with stop_on_signals():
-        signal.raise_signal(signal.SIGINT)
-        time.sleep(0.02)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_stop_in_the_last_step_comes_too_late(vqvae, tmp_path):
