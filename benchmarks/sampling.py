@@ -12,10 +12,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from uldm_cli import console
 from uldm_cli.core.denoiser import Denoiser
@@ -50,11 +52,11 @@ def uldm_denoiser(model: str, precision: str, compile: bool) -> Denoiser:
     return denoiser
 
 
-def peer_network(model: str) -> UNet2DModel:
+def peer_network(model: str) -> nn.Module:
     """diffusers' network of the same architecture, in float32."""
     spec = resolve(None).header.config["backbone"] if model == "embedded" else FFHQ.model_dump()
     attends = [2**level in spec["attention_resolutions"] for level in range(len(spec["channel_mult"]))]
-    return UNet2DModel(
+    network: nn.Module = UNet2DModel(  # type: ignore[no-untyped-call, assignment]  # diffusers has no types
         sample_size=SHAPES[model][1],
         in_channels=SHAPES[model][0],
         out_channels=SHAPES[model][0],
@@ -63,7 +65,8 @@ def peer_network(model: str) -> UNet2DModel:
         down_block_types=["AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
         up_block_types=["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
         attention_head_dim=spec["num_head_channels"],
-    ).eval()
+    )
+    return network.eval()
 
 
 def uldm_run(denoiser: Denoiser, x: Tensor, steps: int) -> None:
@@ -73,8 +76,8 @@ def uldm_run(denoiser: Denoiser, x: Tensor, steps: int) -> None:
 
 
 @torch.no_grad()
-def peer_run(network: UNet2DModel, x: Tensor, steps: int) -> None:
-    scheduler = DDIMScheduler(
+def peer_run(network: nn.Module, x: Tensor, steps: int) -> None:
+    scheduler: Any = DDIMScheduler(  # type: ignore[no-untyped-call]
         beta_start=0.0015,
         beta_end=0.0195,
         beta_schedule="scaled_linear",
@@ -128,8 +131,8 @@ def main() -> None:
     rows, data = [], []
     for batch in args.batch:
         x = torch.randn(batch, *SHAPES[args.model], generator=torch.Generator().manual_seed(0))
-        runs: dict[str, Callable[[], None]] = {"diffusers": lambda x=x: peer_run(peer, x, args.steps)}
-        runs |= {name: lambda x=x, d=d: uldm_run(d, x, args.steps) for name, d in ours.items()}
+        runs: dict[str, Callable[[], None]] = {"diffusers": partial(peer_run, peer, x, args.steps)}
+        runs |= {name: partial(uldm_run, denoiser, x, args.steps) for name, denoiser in ours.items()}
         times = medians(runs, args.rounds)
         row = {"batch": batch} | {f"{name}_s_per_step": t / args.steps for name, t in times.items()}
         row |= {f"{name}_ratio": times["diffusers"] / times[name] for name in ours}

@@ -24,7 +24,8 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Replaces a file in one step: what `write` puts into the given binary file appears at `path` only when whole.
 
     It is written beside `path`, flushed to the disk and renamed. Whatever fails, what was at `path` stays as it was
-    and no temporary file is left; one that a killed process left behind goes when a process first writes to the folder an hour later.
+    and no temporary file is left; one that a killed process left behind goes when another process writes to the folder
+    an hour later.
 
     Raises:
         UldmError: the disk is full, or the folder cannot be written to.
