@@ -202,7 +202,7 @@ def test_bad_input_is_one_line_and_writes_nothing(ldm, verb, args, says):
         ("folder", "folder is a folder without a checkpoint"),
         ("text.txt", "text.txt is not a safetensors file"),
         ("frutis64", "fruits64"),
-        ("autoencoder.safetensors", "autoencoder.safetensors is an autoencoder, and a latent diffusion model is needed"),
+        ("autoencoder.safetensors", "is an autoencoder, and a latent diffusion model is needed"),
     ],
 )
 def test_a_model_that_cannot_be_sampled_from_is_one_line(ldm, tiny_ldm, reference, says):
