@@ -1,0 +1,129 @@
+"""The configs of training: defaults that fit together, and what does not fit is refused with the field to change."""
+
+import pytest
+from pydantic import ValidationError
+
+from uldm_cli.errors import ConfigError
+from uldm_cli.specs.autoencoders import VQVAE
+from uldm_cli.specs.datasets import Images, Tiny
+from uldm_cli.specs.load import dump_yaml, load_config
+from uldm_cli.specs.sampling import LARGEST_SEED
+from uldm_cli.specs.training import AutoencoderTraining, DiffusionTraining, data_of
+
+
+def refusal(model, *overrides):
+    with pytest.raises(ConfigError) as caught:
+        load_config(model, None, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("model", [AutoencoderTraining, DiffusionTraining])
+def test_defaults_survive_yaml(model, tmp_path):
+    spec = model()
+    (tmp_path / "a.yaml").write_text(dump_yaml(spec))
+    assert load_config(model, tmp_path / "a.yaml") == spec
+
+
+def test_defaults_fit_each_other():
+    """`uldm ldm train` takes the autoencoder and the images of `uldm vqvae train`."""
+    first = AutoencoderTraining()
+    spec = DiffusionTraining(data=first.data)
+    spec.check_fit(first.autoencoder, "the default")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["data.channels=3"], "data.channels=3 (command line): expected 1, the channels of the autoencoder's images"),
+        (["data.size=30"], "data.size=30 (command line): expected a multiple of 4, the autoencoder's factor, got 30"),
+        (["autoencoder.in_channels=3"], "data.channels: expected 3, the channels of the autoencoder's images, got 1"),
+        (["loss.lpips=1", "data.size=28"], "loss.lpips=1 (command line): takes images of 32 pixels or more"),
+        (["optim.lr=0"], "optim.lr=0 (command line): expected a number greater than 0"),
+        (["optim.lr=NaN"], "optim.lr=NaN (command line): expected a finite number"),
+        (["optim.betas=[0.9,1]"], "optim.betas.1: expected a number less than 1, got 1"),
+        (["optim.clip_norm=Infinity"], "expected a finite number"),
+        ([f"train.seed={LARGEST_SEED + 1}"], f"expected a number of at most {LARGEST_SEED}"),
+        (["train.steps=0"], "train.steps=0 (command line): expected a number greater than 0"),
+        (["train.precision=fp16"], "expected 'auto', 'fp32' or 'bf16'"),
+        (["train.device=gpu"], "expected auto, cpu, mps, cuda, or cuda:1 and so on"),
+        (["train.ema_decay=1"], "expected a number less than 1"),
+        (["trian.steps=3"], "unknown key 'trian'. Did you mean 'train'?"),
+        (["autoencoder=vqvea"], "unknown autoencoder 'vqvea'. Did you mean 'vqvae'?"),
+        (["autoencoder.down_sample=[true]"], "autoencoder.down_sample=[true] (command line): expected 2 entries"),
+    ],
+)
+def test_what_an_autoencoder_cannot_be_trained_with(overrides, says):
+    assert says in refusal(AutoencoderTraining, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("scale_factor=0", "scale_factor=0 (command line): expected a number greater than 0"),
+        ("scale_factor=Infinity", "scale_factor=Infinity (command line): expected a finite number"),
+        ("target=noise", "expected 'eps', 'x0' or 'v'"),
+        ("backbone.attention_resolutions=[3]", "expected some of the levels' factors, [1, 2]"),
+        ("sample.smapler=ddim", "sample: smapler: unknown key 'smapler' (value 'ddim'). Did you mean 'sampler'?"),
+        ("sample.num=0", "expected a number of at least 1, got 0"),
+        ('sample={"sampler": "heun2"}', "unknown sampler 'heun2'"),
+    ],
+)
+def test_what_a_diffusion_model_cannot_be_trained_with(override, says):
+    assert says in refusal(DiffusionTraining, override)
+
+
+def test_an_error_in_a_file_names_its_line(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("kind: vqvae-train\nautoencoder:\n  kind: vqvae\n  in_channels: 1\n  mid_channels: [64, 128]\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(AutoencoderTraining, path)
+    assert str(caught.value) == (
+        f"{path}:5: autoencoder.mid_channels: expected a list that begins and ends with 128, "
+        "the last of down_channels, got [64, 128]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "says", "hint"),
+    [
+        (
+            Tiny(channels=3),
+            "data.channels: expected 1, the channels of the",
+            "Change data.channels, or the autoencoder",
+        ),
+        (
+            Tiny(size=30),
+            "data.size: expected a multiple of 4, the autoencoder's",
+            "Change data.size, or the autoencoder",
+        ),
+        (
+            Tiny(size=28),
+            "backbone: its levels need latents whose side is a multiple of 2, and these are 7x7",
+            "Use fewer levels, or a data.size that 8 divides",
+        ),
+    ],
+)
+def test_images_that_a_trained_autoencoder_or_the_backbone_cannot_take(data, says, hint):
+    with pytest.raises(ConfigError) as caught:
+        DiffusionTraining(data=data).check_fit(VQVAE(in_channels=1), "mine")
+    assert caught.value.message.startswith(says)
+    assert caught.value.message.endswith("(the autoencoder is mine)")
+    assert caught.value.hint == hint
+
+
+def test_a_model_tells_what_it_was_trained_on():
+    data = Images(root="photos", size=32)
+    training = AutoencoderTraining(autoencoder=VQVAE(), data=data).model_dump(mode="json")
+    assert data_of(training, "mine") == data
+    assert data_of({}, "mine") is None
+
+
+def test_images_of_a_newer_version_are_told():
+    with pytest.raises(ConfigError) as caught:
+        data_of({"data": {"kind": "webdataset"}}, "mine")
+    assert caught.value.message.startswith("the data that mine was trained on: data.kind: unknown dataset 'webdataset'")
+
+
+def test_specs_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        AutoencoderTraining().train.steps = 3
