@@ -78,7 +78,7 @@ def show_result(result: "Result") -> None:
     if result.computed:
         summary = f"{result.computed:,} steps in {result.seconds:.0f} s; model: {model}"
         if result.skipped:
-            summary += f"; {result.skipped} images were skipped"
+            summary += f"; {result.skipped:,} image{'s were' if result.skipped > 1 else ' was'} skipped"
     else:
         summary = f"it was finished already: {model}; to train anew, give another --outdir"
     title = f"Trained in {plan.folder}"
