@@ -28,6 +28,17 @@ LPIPS_SIDE = 32
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
+# Trains on the embedded pictures within minutes on two cores.
+SMALL_VQVAE = VQVAE(
+    in_channels=1,
+    down_channels=(32, 64, 64),
+    mid_channels=(64, 64),
+    num_down_layers=1,
+    num_up_layers=1,
+    codebook_size=256,
+)
+
+
 class Part(BaseModel):
     """A group of fields that is no slot."""
 
@@ -91,10 +102,7 @@ class AutoencoderTraining(Spec):
     """Trains an autoencoder."""
 
     kind: Literal["vqvae-train"] = "vqvae-train"
-    autoencoder: Annotated[Autoencoder, Slot("autoencoders")] = Field(
-        VQVAE(in_channels=1, num_down_layers=1, num_up_layers=1, codebook_size=256),
-        description="What is trained.",
-    )
+    autoencoder: Annotated[Autoencoder, Slot("autoencoders")] = Field(SMALL_VQVAE, description="What is trained.")
     data: Annotated[Dataset, Slot("datasets")] = Field(Tiny(), description="What it is trained on.")
     loss: Loss = Loss()
     optim: Optim = Optim(lr=1e-3)
@@ -134,7 +142,7 @@ class DiffusionTraining(Spec):
         description="Brings latents to unit deviation; null measures it on the first images.",
     )
     optim: Optim = Optim()
-    train: Train = Train(steps=4000)
+    train: Train = Train(steps=2000)
     sample: dict[str, Any] = Field(
         default_factory=dict, description="What `uldm ldm sample` takes by default with this model: its fields."
     )
