@@ -30,34 +30,53 @@ Arguments = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", metavar="REF", help="A .safetensors file, a run's folder, or the name of an embedded one."),
+    typer.Option(
+        "--model", metavar="REF", help="A .safetensors file, a run's folder, or an embedded model (default: fruits64)."
+    ),
 ]
 Weights = Annotated[
     str | None,
-    typer.Option("--weights", metavar="ema|raw", help="Which weights of the model: averaged, or as trained."),
+    typer.Option(
+        "--weights", metavar="ema|raw", help="Which weights of the model: averaged, or as trained (default: ema)."
+    ),
 ]
 
 TotalSteps = Annotated[
-    int | None, typer.Option("--total-steps", metavar="N", help="Steps of the sampler.", rich_help_panel=_SAMPLING)
+    int | None,
+    typer.Option(
+        "--total-steps", metavar="N", help="Steps of the sampler (default: 200; ddpm: 1000).", rich_help_panel=_SAMPLING
+    ),
 ]
 StepSize = Annotated[
     int | None,
-    typer.Option("--step-size", metavar="N", help="Write every N-th step; 0: the end only.", rich_help_panel=_SAMPLING),
+    typer.Option(
+        "--step-size",
+        metavar="N",
+        help="Write every N-th step; 0: the end only (default: 40).",
+        rich_help_panel=_SAMPLING,
+    ),
 ]
 Eta = Annotated[
     float | None,
-    typer.Option("--eta", metavar="X", help="DDIM's noise: 0 for none, 1 for DDPM's.", rich_help_panel=_SAMPLING),
+    typer.Option(
+        "--eta", metavar="X", help="DDIM's noise: 0 for none, 1 for DDPM's (default: 1).", rich_help_panel=_SAMPLING
+    ),
 ]
 Sampler = Annotated[
     str | None,
     typer.Option("--sampler", metavar="KIND", help="The sampler: ddim, ddpm or a plugin's.", rich_help_panel=_SAMPLING),
 ]
 Num = Annotated[
-    int | None, typer.Option("--num", "-n", metavar="N", help="How many samples.", rich_help_panel=_SAMPLING)
+    int | None,
+    typer.Option("--num", "-n", metavar="N", help="How many samples (default: 1).", rich_help_panel=_SAMPLING),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", metavar="N", help="Of the random numbers; sample i draws from seed + i."),
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="Of the random numbers; sample i draws from seed + i (default: 1125; training: 0).",
+    ),
 ]
 Deterministic = Annotated[
     bool,
@@ -90,14 +109,28 @@ Quiet = Annotated[
 ]
 
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", metavar="N", help="Images computed at once.", rich_help_panel=_MACHINE)
+    int | None,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        help="Images computed at once (default: 16; training: 64).",
+        rich_help_panel=_MACHINE,
+    ),
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=_MACHINE),
+    typer.Option(
+        "--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (default: auto).", rich_help_panel=_MACHINE
+    ),
 ]
 Precision = Annotated[
-    str | None, typer.Option("--precision", metavar="NAME", help="auto, fp32 or bf16.", rich_help_panel=_MACHINE)
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="NAME",
+        help="auto, fp32 or bf16 (default: fp32; training: auto).",
+        rich_help_panel=_MACHINE,
+    ),
 ]
 
 GIVEN = "uldm_cli.given"  # in a context's `meta`: option -> the text that was given to it, for messages
