@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
@@ -29,6 +30,15 @@ VQVAE = (
     *("autoencoder.num_heads=1", "autoencoder.codebook_size=16", *QUICK),
 )
 UNET = ("backbone.model_channels=32", "backbone.num_res_blocks=1", "schedule.timesteps=10", *QUICK)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Threads that share such small work wait for each other, for minutes where the machine has more to do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,15 @@ BATCH = 8
 RATES = {"images_per_second"}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Threads that share such small work wait for each other, for minutes where the machine has more to do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_accelerate() -> Iterator[None]:
     """Accelerate keeps the precision of a process's first run; other tests may have chosen another."""
@@ -109,8 +118,9 @@ PROCESSES.set_forkserver_preload(
     ["uldm_cli.cli.app", "uldm_cli.core.tasks", "uldm_cli.core.engine", "PIL.PngImagePlugin"]
 )
 MAIN = """
-import multiprocessing, os, sys
+import multiprocessing, os, sys, torch
 from uldm_cli.__main__ import main
+torch.set_num_threads(1)
 multiprocessing.set_start_method("fork", force=True)  # else its readers had a server of their own, and outlived it
 log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 os.dup2(log, 1)
