@@ -49,7 +49,10 @@ def test_defaults_fit_each_other():
         (["train.ema_decay=1"], "expected a number less than 1"),
         (["trian.steps=3"], "unknown key 'trian'. Did you mean 'train'?"),
         (["autoencoder=vqvea"], "unknown autoencoder 'vqvea'. Did you mean 'vqvae'?"),
-        (["autoencoder.down_sample=[true]"], "autoencoder.down_sample=[true] (command line): expected 2 entries"),
+        (
+            ["autoencoder=vqvae", "autoencoder.down_sample=[true]"],
+            "autoencoder.down_sample=[true] (command line): expected 2 entries",
+        ),
     ],
 )
 def test_what_an_autoencoder_cannot_be_trained_with(overrides, says):
