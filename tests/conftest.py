@@ -1,6 +1,10 @@
 """What the tests share: a clean environment, and running `uldm` as a user does."""
 
 import os
+
+# Threads of several processes that share few cores wait for each other most of the time. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import subprocess
 import sys
 from collections.abc import Callable, Iterator

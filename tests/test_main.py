@@ -168,3 +168,9 @@ def test_under_torchrun_only_rank_zero_answers(uldm: Callable) -> None:
     assert uldm("--version", env={"RANK": "0", "WORLD_SIZE": "2"}).out == f"uldm {__version__}\n"
     silent = uldm("--version", env={"RANK": "1", "WORLD_SIZE": "2"})
     assert (silent.code, silent.out, silent.err) == (0, "", "")
+
+
+def test_several_processes_are_refused_before_they_write_over_each_other(uldm: Callable, tmp_path: Path) -> None:
+    ended = uldm("vqvae", "train", env={"WORLD_SIZE": "2", "RANK": "0"}, cwd=tmp_path)
+    assert (ended.code, list(tmp_path.iterdir())) == (2, [])
+    assert ended.err == ("error: several processes are not supported yet. Start uldm without torchrun or accelerate\n")

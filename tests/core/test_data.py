@@ -150,7 +150,7 @@ def test_compressed_tar_is_refused_whatever_its_name(mode: str, tmp_path: Path) 
 
 def test_other_files_as_root(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
-    with pytest.raises(ConfigError, match=r"neither a folder.*give the folder"):
+    with pytest.raises(ConfigError, match=r"neither a folder.*Give the folder"):
         open_images(tmp_path / "a.png", size=16)
     (tmp_path / "a.bin").write_bytes(b"1234")
     with pytest.raises(ConfigError, match=r"neither a folder nor a \.tar or \.zip"):

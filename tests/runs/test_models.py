@@ -181,3 +181,8 @@ def test_resolving_needs_no_torch(tiny_ldm):
     )
     root = str(Path(__file__).resolve().parents[2])
     subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"PYTHONPATH": root})
+
+
+def test_an_empty_name_is_not_the_embedded_model() -> None:
+    with pytest.raises(ConfigError, match=r"^the name of the model is empty"):
+        resolve("")

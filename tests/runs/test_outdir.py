@@ -7,6 +7,7 @@ import pytest
 from uldm_cli.errors import ConfigError
 from uldm_cli.runs.outdir import choose_outdir, default_outdir, difference_from, write_record
 from uldm_cli.specs.sampling import Sampling
+from uldm_cli.specs.training import AutoencoderTraining
 
 RECORD = "sample.yaml"
 
@@ -98,3 +99,13 @@ def test_a_file_in_the_way_is_named(default, place):
     Path("taken").write_text("")
     with pytest.raises(ConfigError, match="taken is a file"):
         choose_outdir(Path(place), default, RECORD, config())
+
+
+def test_where_a_training_runs_and_who_reads_its_images_make_no_other_run(tmp_path: Path) -> None:
+    first, elsewhere, longer = (
+        AutoencoderTraining.model_validate({"train": {"steps": 10} | other})
+        for other in ({}, {"device": "cpu", "workers": 0}, {"steps": 11})
+    )
+    record = write_record(tmp_path, "train.yaml", first)
+    assert difference_from(record, elsewhere) is None
+    assert difference_from(record, longer) == "train.steps is 10 there and 11 here"

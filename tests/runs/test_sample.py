@@ -8,16 +8,18 @@ import shutil
 import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from uldm_cli import registry
 from uldm_cli.core.denoiser import Denoiser
 from uldm_cli.core.images import to_uint8
 from uldm_cli.core.latent import LatentDiffusion
-from uldm_cli.errors import ConfigError, UldmError, UsageError
+from uldm_cli.errors import ConfigError, PluginError, UldmError, UsageError
 from uldm_cli.formats.native import Header, load_tensors, read_header, save
 from uldm_cli.runs.draw.grid import GAP, LABEL
 from uldm_cli.runs.draw.latents import draw_latent, signed_to_bytes
@@ -26,6 +28,7 @@ from uldm_cli.runs.models import load_latent_diffusion, resolve
 from uldm_cli.runs.plan import grid_name
 from uldm_cli.runs.sample import run
 from uldm_cli.runs.trajectory import walk
+from uldm_cli.specs.base import Spec
 from uldm_cli.specs.load import load_config
 from uldm_cli.specs.models import LatentDiffusionModel
 from uldm_cli.specs.sampling import Sampling
@@ -375,3 +378,34 @@ def test_long_names_of_grids_are_shortened():
     assert grid_name("latent-diff", logged, 40) == "latent_diff_step(80-40,120-80,160-120,200-160).png"
     assert grid_name("image", tuple(range(5, 1001, 5)), 5) == "image_step(5..1000x5).png"
     assert grid_name("image-diff", tuple(range(5, 1001, 5)), 5) == "image_diff_step(10-5..1000-995x5).png"
+
+
+def test_a_sampler_that_does_not_build_is_its_plugins_fault(config, out, monkeypatch):
+    """A plugin imports its heavy part in `build`, so that is where a broken installation shows."""
+
+    class Broken(Spec):
+        kind: Literal["uldm-test-broken"] = "uldm-test-broken"
+        steps: int = 4
+
+        def build(self):
+            raise ImportError("no module named 'torchsde'")
+
+    monkeypatch.setattr(registry, "owner", lambda group, kind: "the plugin 'uldm-test 1.0'")
+    with pytest.raises(PluginError, match=r"sampler 'uldm-test-broken' of the plugin 'uldm-test 1.0' failed to build"):
+        run(config(sampler=Broken()), out)
+    assert pictures(out) == {}
+
+
+def test_a_header_whose_config_is_no_model_is_one_line(tiny_ldm, tmp_path, out):
+    header, tensors = read_header(tiny_ldm), load_tensors(tiny_ldm)
+    path = tmp_path / "odd.safetensors"
+    for fault in ({"schedule": {}}, {"sample": [1]}, {"backbone": None}):
+        save(
+            path,
+            Header(header.kind, header.config | fault),
+            {"ema": {}, "backbone": {"x": next(iter(tensors.values()))}},
+        )
+        with pytest.raises(ConfigError) as caught:
+            run(Sampling(model=str(path), weights="raw"), out)
+        assert "odd.safetensors" in str(caught.value)
+    assert not out.exists()

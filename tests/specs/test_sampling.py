@@ -121,3 +121,9 @@ def test_what_is_resolved_means_the_same_again(fields):
 def test_the_config_is_frozen():
     with pytest.raises(ValidationError, match="frozen"):
         make().seed = 3
+
+
+def test_a_difference_needs_two_logged_steps() -> None:
+    with pytest.raises(ValidationError, match="a difference needs two logged steps"):
+        Sampling.model_validate({"step_size": 200, "save": ["image-diff"]})
+    assert Sampling.model_validate({"step_size": 200, "save": ["image", "image-diff"]}).logged == (200,)

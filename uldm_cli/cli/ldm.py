@@ -27,6 +27,7 @@ from uldm_cli.cli.options import (
     TotalSteps,
     Weights,
 )
+from uldm_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,6 +121,9 @@ def _add(verb: str, about: str, examples: str) -> None:
         compile: Compile = False,
     ) -> None:
         from uldm_cli.specs.load import Flag
+
+        if seeds is not None and seed is not None:
+            raise UsageError("--seed and --seeds are both given", "Give one of them")
 
         flags = {
             "model": model,

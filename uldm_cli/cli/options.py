@@ -97,7 +97,10 @@ Resume = Annotated[
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", metavar="", help="Check everything and show the plan; write nothing.", rich_help_panel=_OUTPUT
+        "--dry-run",
+        metavar="",
+        help="Check the input and show the plan; compute and write nothing.",
+        rich_help_panel=_OUTPUT,
     ),
 ]
 Json = Annotated[
@@ -167,8 +170,10 @@ class Command(TyperCommand):
             for name in (*param.opts, *param.secondary_opts)
         }
         spelling = _Spelling(takes_value, positional=self._takes_config())
-        spelling.read(args)
-        console.configure(json="--json" in spelling.flags, quiet=not spelling.flags.isdisjoint({"-q", "--quiet"}))
+        try:
+            spelling.read(args)
+        finally:
+            console.configure(json="--json" in spelling.flags, quiet=not spelling.flags.isdisjoint({"-q", "--quiet"}))
         ctx.meta[GIVEN] = spelling.values
         return super().parse_args(ctx, spelling.arguments)
 

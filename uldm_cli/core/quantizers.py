@@ -149,10 +149,10 @@ class EMAQuantizer(Quantizer):
 
 def perplexity(counts: Tensor) -> Tensor:
     """exp of the entropy of code usage, from counts `[K]`: 1 (one code only) to K (all equally). Scalar float64."""
-    p = counts.double() / counts.sum().clamp(min=1)
+    p = counts.cpu().double() / counts.cpu().sum().clamp(min=1)
     return torch.special.entr(p).sum().exp()
 
 
 def usage(counts: Tensor) -> Tensor:
     """Share of the codes used at least once, in [0, 1], from counts `[K]`. Scalar float64."""
-    return (counts > 0).double().mean()
+    return (counts > 0).cpu().double().mean()

@@ -66,7 +66,8 @@ def complete(spec: DiffusionTraining) -> DiffusionTraining:
     """
     reference = spec.autoencoder or newest_autoencoder(OUTPUTS)
     if reference is None:
-        hint = "Run `uldm vqvae train` first, or name one: autoencoder=PATH (autoencoder=fruits64 is embedded)"
+        embedded = "autoencoder=fruits64 data=images data.root=FOLDER takes the embedded one"
+        hint = f"Run `uldm vqvae train` first, or name one: autoencoder=PATH; {embedded}"
         raise ConfigError(f"there is no trained autoencoder in {OUTPUTS}", hint)
     file = resolve(reference, "autoencoder")
     if spec.autoencoder is None:

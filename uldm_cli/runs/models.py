@@ -36,7 +36,7 @@ def resolve(reference: str | None, kind: str = "latent-diffusion") -> ModelFile:
     Raises:
         ConfigError: there is none, it cannot be read, or it is of another kind.
     """
-    name = reference or EMBEDDED[0]
+    name = EMBEDDED[0] if reference is None else reference
     path = assets.path(f"{name}.safetensors") if name in EMBEDDED else _on_disk(name)
     header = read_header(path)
     if kind == "latent-diffusion" and header.kind != kind:
@@ -46,6 +46,10 @@ def resolve(reference: str | None, kind: str = "latent-diffusion") -> ModelFile:
 
 
 def _on_disk(name: str) -> Path:
+    if not name:
+        raise ConfigError(
+            "the name of the model is empty", f"Name a file, a run's folder, or one of: {', '.join(EMBEDDED)}"
+        )
     path = Path(name)
     if (path / MODEL).exists():  # one of a run's checkpoints
         return path / MODEL

@@ -1,4 +1,4 @@
-"""Which folder a run writes to: one folder holds the results of one config, never of two."""
+"""Which folder a run writes to: of one command, a folder holds the results of one config, never of two."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 OUTPUTS = Path("outputs")
 
-# Where a run computes does not make it another run.
-NOT_COMPARED = frozenset({"device"})
+# Where a run computes, and who reads its images, does not make it another run.
+NOT_COMPARED = frozenset({"device", "train.device", "train.workers"})
 
 _ABSENT = "absent"
 
@@ -66,7 +66,7 @@ def difference_from(record: Path, config: Spec) -> str | None:
         return f"its {record.name} cannot be read"
     old, new = _flatten(there), _flatten(config.model_dump(mode="json"))
     for field in (*new, *(old.keys() - new.keys())):
-        if field.split(".")[0] in NOT_COMPARED:
+        if field in NOT_COMPARED:
             continue
         before, now = old.get(field, _ABSENT), new.get(field, _ABSENT)
         if before != now:

@@ -6,9 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from uldm_cli.errors import ConfigError
-from uldm_cli.runs.models import ModelFile, resolve
+from uldm_cli.runs.models import ModelFile, model_config, resolve
 from uldm_cli.runs.outdir import choose_outdir
 from uldm_cli.specs.load import load_config
+from uldm_cli.specs.models import LatentDiffusionModel
 from uldm_cli.specs.sampling import Sampling, model_reference
 
 SCALES = "differences"
@@ -89,7 +90,7 @@ class Plan:
 def read_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str, object]) -> Sampling:
     """The config of a command line, over what the model's own header says of how to sample from it."""
     model = resolve(model_reference(path, overrides, flags.get("model")))
-    return load_config(Sampling, path, overrides, flags, base=model.header.config.get("sample", {}))
+    return load_config(Sampling, path, overrides, flags, base=model_config(model, LatentDiffusionModel).sample)
 
 
 def make_plan(spec: Sampling, outdir: Path | None, default: Path, record: str) -> Plan:
@@ -113,8 +114,8 @@ def _check_model(spec: Sampling, model: ModelFile) -> None:
     if spec.weights not in model.header.weights:
         has = ", ".join(model.header.weights)
         raise ConfigError(f"weights={spec.weights}: {model.path} holds no such weights", f"It has: {has}")
-    timesteps = model.header.config["schedule"]["timesteps"]
-    if spec.steps > timesteps:
+    timesteps = getattr(model_config(model, LatentDiffusionModel).schedule, "timesteps", None)
+    if timesteps is not None and spec.steps > timesteps:
         raise ConfigError(
             f"{spec.steps} steps are more than the {timesteps} timesteps of {model.name}",
             f"--total-steps can be {timesteps} at most",

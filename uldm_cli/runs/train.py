@@ -208,7 +208,7 @@ class _Run:
         self.display: console.Training | None = None
         self.skipped: set[str] = set()
         self._means = Means()
-        self._since = time.perf_counter()
+        self._logged, self._since = plan.start, time.perf_counter()
         self._epoch: dict[str, float] = {}
         """The figures of the last whole epoch, if there has been one."""
         if plan.checkpoint:
@@ -225,7 +225,7 @@ class _Run:
             first = next(batches)  # images that cannot be read are found before anything is written
             self._begin()
             self.display = stack.enter_context(console.training(plan.train.steps, plan.start, self.job.title))
-            self._since = time.perf_counter()
+            self._logged, self._since = plan.start, time.perf_counter()
             self._seed(plan.start + 1)
             for record in self.job.trainer.fit(chain([first], batches), plan.start):
                 self._after(record)
@@ -285,9 +285,9 @@ class _Run:
             self._save(step)
 
     def _log(self, record: "Record", means: Line) -> None:
-        rate = self._means.count * self.plan.train.batch_size / (time.perf_counter() - self._since)
+        rate = (record.step - self._logged) * self.plan.train.batch_size / (time.perf_counter() - self._since)
         self._means.clear()
-        self._since = time.perf_counter()
+        self._logged, self._since = record.step, time.perf_counter()
         epoch = self._epochs(record.step)
         counted = self._epoch or self.job.epoch_logs()
         line = {"step": record.step, "epoch": epoch, **means, **counted}
@@ -364,7 +364,8 @@ class _Run:
             self.checkpoints.save(step, write)
         except (OSError, UldmError) as e:
             hint = "What was saved before is whole: the same command goes on from there"
-            raise UldmError(f"step {step} could not be saved: {e}", hint) from e
+            why = e.message if isinstance(e, UldmError) else e
+            raise UldmError(f"step {step} could not be saved: {why}", hint) from e
 
     def _restore(self, checkpoint: Path) -> None:
         """Puts everything back as it was when the checkpoint was saved."""

@@ -6,6 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from uldm_cli import registry
+from uldm_cli.errors import PluginError, UldmError
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
@@ -98,8 +101,19 @@ def walk(model: LatentDiffusion, sampler: Any, seeds: Sequence[int]) -> Iterator
     from uldm_cli.core.noise import PerSampleNoise
 
     noise = PerSampleNoise(seeds, model.latent_shape, next(model.parameters()).device)
-    steps: Iterator[Step] = sampler.build()(model.denoiser, noise.initial(), model.schedule, noise)
+    steps: Iterator[Step] = built(sampler)(model.denoiser, noise.initial(), model.schedule, noise)
     return steps
+
+
+def built(sampler: Any) -> Any:
+    """What a sampler's spec builds. A plugin imports its heavy part only there, so there it can still break."""
+    try:
+        return sampler.build()
+    except UldmError:
+        raise
+    except Exception as e:
+        owner = registry.owner("samplers", sampler.kind)
+        raise PluginError(f"sampler '{sampler.kind}' of {owner} failed to build: {type(e).__name__}: {e}") from e
 
 
 def counted(steps: Iterable[Step], progress: Progress, samples: int) -> Iterator[Step]:

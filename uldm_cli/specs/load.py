@@ -273,9 +273,13 @@ def _flag_name(dotted: str) -> str:
 
 def _is_config(argument: str) -> bool:
     path = Path(argument)
+    try:
+        is_file = path.is_file()
+    except OSError:  # a name too long to be one
+        is_file = False
     if "=" in argument or argument.startswith("~"):
-        return path.suffix in SUFFIXES and path.is_file()
-    return path.suffix in SUFFIXES or path.is_file()
+        return path.suffix in SUFFIXES and is_file
+    return path.suffix in SUFFIXES or is_file
 
 
 def _neither(argument: str) -> ConfigError:

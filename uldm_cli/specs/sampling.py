@@ -179,6 +179,9 @@ class Sampling(Spec):
                 raise problem(f"{name!r} needs logged steps, and step_size 0 writes final images only")
             if not final_only and name == "npz":
                 raise problem("'npz' holds final images only and needs step_size 0")
+        steps = getattr(info.data.get("sampler"), "steps", None)
+        if steps is not None and info.data.get("step_size") == steps and all(name.endswith("-diff") for name in save):
+            raise problem(f"a difference needs two logged steps, and a step size of {steps} logs only the last")
         return save
 
     @property

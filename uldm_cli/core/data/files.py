@@ -101,13 +101,18 @@ class Source(Protocol):
         ...
 
 
+def _raise(error: OSError) -> None:
+    """A sub-folder that cannot be listed would otherwise be missing without a word."""
+    raise UsageError(f"the folder {error.filename} cannot be read ({error.strerror})", "Check its permissions")
+
+
 class _Folder:
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def members(self) -> Iterator[Member]:
         seen: set[str] = set()  # links to folders are followed, but not in circles
-        for folder, subfolders, files in os.walk(self._root, followlinks=True):
+        for folder, subfolders, files in os.walk(self._root, followlinks=True, onerror=_raise):
             seen.add(os.path.realpath(folder))
             subfolders[:] = [s for s in subfolders if os.path.realpath(os.path.join(folder, s)) not in seen]
             for file in files:
@@ -212,7 +217,7 @@ def _open_source(root: Path) -> Source:
         return _Zip(root)
     if start[257:262] == b"ustar" or root.suffix.lower() == ".tar":
         return _Tar(root)
-    hint = "give the folder that holds it" if root.suffix.lower() in EXTENSIONS else None
+    hint = "Give the folder that holds it" if root.suffix.lower() in EXTENSIONS else None
     raise ConfigError(f"{root} is neither a folder nor a .tar or .zip of images", hint)
 
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from uldm_cli.core.images import ImageError
 from uldm_cli.errors import UldmError, UsageError
 
-STRICT_HINT = "Without strict such files are skipped"
+STRICT_HINT = "With data.strict=false such files are skipped"
 
 
 class ImageSet(Protocol):
@@ -226,7 +226,7 @@ def _load(reader: _Reader, numbers: Iterator[range], workers: int, pin_memory: b
             num_workers=workers,
             collate_fn=_unchanged,
             pin_memory=pin_memory,
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # its own, so that the global one is left as it was
         )
         batches = iter(loader)
@@ -272,9 +272,10 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the main one alone answers, and ends the workers."""
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C and `timeout` reach every process of a group; the main one alone answers, and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _int64(values: Sequence[int]) -> Tensor:
