@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Line = dict[str, float]
-"""A line of metrics: `step` and figures by name."""
+"""A line of metrics: `step`, `epoch` (how often the images have been through), then figures by name.
+
+Most are means over the steps since the line before. `perplexity` and `usage` are counted over a whole epoch: the one
+that `counted_epoch` numbers, from 1. That is the last whole epoch; in the first, `epoch` is below it: so far.
+"""
 
 
 class Means:
