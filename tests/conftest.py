@@ -5,6 +5,7 @@ import os
 # Threads of several processes that share few cores wait for each other most of the time. Before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ import pytest
 
 import uldm_cli
 from uldm_cli import console, registry
+
+# A shell's background jobs ignore Ctrl-C and would hand that on to the processes that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PACKAGE_PARENT = Path(uldm_cli.__file__).resolve().parent.parent
 # Variables that change what uldm prints or finds; a test that is about one sets it itself.
