@@ -1,0 +1,161 @@
+"""What the tests of training runs share: very small trainings, and how to run, stop and compare them."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+from uldm_cli.runs import ldm_train, vqvae_train
+from uldm_cli.runs.metrics import Means, read_lines
+from uldm_cli.specs.training import AutoencoderTraining, DiffusionTraining
+
+Spec = AutoencoderTraining | DiffusionTraining
+
+
+class Training:
+    """The fixture `training`: what is known of the small trainings, and what can be done with them."""
+
+    STEPS = 20
+    BATCH = 8
+    IMAGES = 20
+
+    @staticmethod
+    def run(spec: Spec, folder: Path, *, resume: bool = False):
+        """The run of a config in this process."""
+        if isinstance(spec, AutoencoderTraining):
+            return vqvae_train.run(vqvae_train.plan(spec, folder, None, resume=resume))
+        return ldm_train.run(ldm_train.plan(spec, folder, None, resume=resume))
+
+    def interrupt(self, spec: Spec, folder: Path, step: int) -> None:
+        """A run in whose given step somebody pressed Ctrl-C."""
+        with self.signalled(step), pytest.raises(KeyboardInterrupt):
+            self.run(spec, folder)
+
+    @staticmethod
+    @contextmanager
+    def signalled(step: int) -> Iterator[None]:
+        """Inside, Ctrl-C is pressed in the given step of a run."""
+        steps = iter(range(1, step + 1))
+
+        def add(self, logs, add=Means.add):
+            if next(steps, None) == step:
+                signal.raise_signal(signal.SIGINT)
+            add(self, logs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Means, "add", add)
+            yield
+
+    @staticmethod
+    def steps_saved(folder: Path) -> list[int]:
+        return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
+
+    @staticmethod
+    def outcome(folder: Path) -> dict[str, object]:
+        """What a run made, for comparison: bytes of the files, and the metrics without the rates.
+
+        A file that was being written when its process was killed keeps its temporary name, and is left out.
+        """
+        files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".tmp"]
+        found: dict[str, object] = {
+            str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != "metrics.jsonl"
+        }
+        lines = read_lines(folder / "metrics.jsonl")
+        found["metrics"] = [{k: value for k, value in line.items() if k != "images_per_second"} for line in lines]
+        return found
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads that share such small work wait for each other, for minutes where the machine has more to do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def training(one_thread: None) -> Iterator[Training]:
+    """Accelerate keeps the precision of a process's first run, and other tests may choose another: it is forgotten."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Training()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small coloured images, of two classes."""
+    folder = tmp_path_factory.mktemp("photos")
+    generator = np.random.default_rng(0)
+    for number in range(Training.IMAGES):
+        pixels = np.kron(generator.integers(0, 255, (4, 4, 3)), np.ones((4, 4, 1))).astype(np.uint8)
+        path = folder / "ab"[number % 2] / f"{number:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+@pytest.fixture
+def vqvae(photos: Path) -> Callable[..., AutoencoderTraining]:
+    """Makes configs: `vqvae(steps=3)`."""
+
+    def make(**train: object) -> AutoencoderTraining:
+        return small_autoencoder({"kind": "images", "root": str(photos), "size": 16, "flip": True}, **train)
+
+    return make
+
+
+@pytest.fixture
+def grey_vqvae() -> Callable[..., AutoencoderTraining]:
+    """As `vqvae`, of the embedded grey images, with the perceptual loss."""
+
+    def make(**train: object) -> AutoencoderTraining:
+        return small_autoencoder({"kind": "tiny"}, channels=1, lpips=0.5, **train)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def autoencoder(one_thread: None, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished autoencoder's run."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder = tmp_path_factory.mktemp("autoencoder")
+    Training.run(small_autoencoder({"kind": "images", "root": str(photos), "size": 16, "flip": True}), folder)
+    return folder
+
+
+@pytest.fixture
+def ldm(autoencoder: Path) -> Callable[..., DiffusionTraining]:
+    """Makes configs with dropout, whose draws are the only ones from a generator that has a state."""
+
+    def make(**train: object) -> DiffusionTraining:
+        network = {"kind": "unet", "model_channels": 32, "channel_mult": [1], "num_res_blocks": 1, "dropout": 0.3}
+        backbone = {"backbone": {**network, "attention_resolutions": [1]}}
+        config = {"autoencoder": str(autoencoder), "schedule": {"kind": "scaled_linear", "timesteps": 20}, **backbone}
+        return DiffusionTraining.model_validate({**config, **_common(train)})
+
+    return make
+
+
+def small_autoencoder(
+    data: dict[str, object], channels: int = 3, lpips: float = 0.0, **train: object
+) -> AutoencoderTraining:
+    widths = {"down_channels": [8, 8], "mid_channels": [8, 8], "down_sample": [True], "attn_down": [False]}
+    counts = {"num_down_layers": 1, "num_up_layers": 1, "num_heads": 1, "norm_channels": 4, "codebook_size": 16}
+    model = {"kind": "vqvae", "in_channels": channels, **widths, **counts}
+    config = {"autoencoder": model, "data": data, "loss": {"lpips": lpips}, **_common(train)}
+    return AutoencoderTraining.model_validate(config)
+
+
+def _common(train: dict[str, object]) -> dict[str, object]:
+    """`log_every` divides neither `save_every` nor `steps`: the means between two lines must survive, too."""
+    settings = {"steps": Training.STEPS, "batch_size": Training.BATCH, "workers": 0}
+    machine = {"device": "cpu", "precision": "fp32"}
+    every = {"log_every": 3, "save_every": 5, "picture_every": 10}
+    return {"optim": {"warmup_steps": 2}, "train": settings | machine | every | train}
