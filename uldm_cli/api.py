@@ -21,7 +21,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from uldm_cli.errors import ConfigError, PluginError, UldmError, UsageError, nearest
+from uldm_cli.specs.autoencoders import Autoencoder
+from uldm_cli.specs.backbones import Backbone
 from uldm_cli.specs.base import Slot, Spec, problem
+from uldm_cli.specs.datasets import Dataset
 from uldm_cli.specs.samplers import Sampler
 
 if TYPE_CHECKING:
@@ -30,8 +33,11 @@ if TYPE_CHECKING:
     from uldm_cli.core.schedules import Schedule, uniform_timesteps
 
 __all__ = [
+    "Autoencoder",
+    "Backbone",
     "ConfigError",
     "Constrain",
+    "Dataset",
     "Denoise",
     "ImageSet",
     "Noise",
