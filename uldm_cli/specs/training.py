@@ -106,7 +106,7 @@ class AutoencoderTraining(Spec):
     data: Annotated[Dataset, Slot("datasets")] = Field(Tiny(), description="What it is trained on.")
     loss: Loss = Loss()
     optim: Optim = Optim(lr=1e-3)
-    train: Train = Train(steps=1000)
+    train: Train = Train(steps=800)
 
     @model_validator(mode="after")
     def _data_fits(self) -> Self:
