@@ -305,7 +305,8 @@ def write_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     for name, images, columns, padding in (
         ("samples", shown, 8, 2),
-        ("nearest", pairs, 8, 8),
+        ("nearest_1", pairs[: SAMPLES_SHOWN // 2], 8, 8),
+        ("nearest_2", pairs[SAMPLES_SHOWN // 2 :], 8, 8),
         ("reconstructions", torch.cat([originals, again]), RECONSTRUCTIONS_SHOWN, 2),
     ):
         picture = make_grid(images, nrow=columns, padding=padding, pad_value=255)
