@@ -1,11 +1,23 @@
 """The autoencoders' layers, each against the sum written out."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uldm_cli.core.blocks import Downsample, GroupNorm, ResnetBlock, SelfAttention, Upsample, norm
+from uldm_cli.core.blocks import (
+    Conv2d,
+    Downsample,
+    GroupNorm,
+    Pointwise,
+    ResnetBlock,
+    SelfAttention,
+    Upsample,
+    attention,
+    norm,
+)
 from uldm_cli.errors import UsageError
 
 
@@ -76,3 +88,49 @@ def test_layers_that_cannot_be_divided() -> None:
         SelfAttention(16, 5, 4)
     with pytest.raises(UsageError, match=r"^norm_channels is 5\. It must divide every width, and 16 is one of them$"):
         norm(16, 5)
+
+
+@pytest.mark.parametrize("geometry", [{}, {"padding": 1}, {"stride": 2, "padding": 1}, {"bias": False}], ids=str)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_packed_convolution(geometry: dict[str, int], layout: torch.memory_format) -> None:
+    layer, x = Conv2d(8, 16, 3, **geometry), features().to(memory_format=layout)
+    expected = layer(x)  # gradients are wanted, so PyTorch's own
+    assert expected.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected.detach())
+        torch.testing.assert_close(layer(x[:1]), expected[:1].detach())
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected.detach())
+
+
+@torch.no_grad()
+def test_packed_weights_follow_the_weights() -> None:
+    layer, x = Conv2d(8, 8, 1), features()
+    before = layer(x)
+    copied = copy.deepcopy(layer)
+    layer.weight.mul_(2)
+    layer.bias.mul_(2)
+    torch.testing.assert_close(layer(x), 2 * before)
+    torch.testing.assert_close(copied(x), before)
+    layer.load_state_dict(copied.state_dict())
+    torch.testing.assert_close(layer(x), before)
+    assert layer.double()(x.double()).dtype == torch.float64
+
+
+def test_pointwise_is_a_one_tap_convolution() -> None:
+    layer, x = Pointwise(8, 12), features()
+    expected = F.conv2d(x, layer.weight[..., None], layer.bias)
+    torch.testing.assert_close(layer(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(64, 64), (300, 7), (1024, 1024), (2048, 1025)])
+def test_attention_in_bfloat16(queries: int, keys: int) -> None:
+    """Few positions, another sequence, some heads at a time, and more scores than are worth keeping."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 5, length, 16, generator=generator) for length in (queries, keys, keys))
+    exact = F.scaled_dot_product_attention(q, k, v)
+    error = attention(q.bfloat16(), k.bfloat16(), v.bfloat16()).float() - exact
+    assert error.std() < 0.01 * exact.std()
+    torch.testing.assert_close(attention(q, k, v), exact)

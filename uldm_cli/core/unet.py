@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uldm_cli.core.blocks import GroupNorm, Upsample
+from uldm_cli.core.blocks import Conv2d, GroupNorm, Pointwise, Upsample, attention
 from uldm_cli.errors import UsageError
 
 Conv = TypeVar("Conv", nn.Conv1d, nn.Conv2d)
@@ -50,7 +50,7 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tens
 class Downsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, H/2, W/2)
         return self.op(x)
@@ -64,7 +64,7 @@ class ResBlock(nn.Module):
         self.resample = resample
         self.scale_shift = config.use_scale_shift_norm
         self.in_layers = nn.Sequential(
-            GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            GroupNorm(GROUPS, channels), nn.SiLU(), Conv2d(channels, out_channels, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(
             nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if self.scale_shift else out_channels)
@@ -73,9 +73,9 @@ class ResBlock(nn.Module):
             GroupNorm(GROUPS, out_channels),
             nn.SiLU(),
             nn.Dropout(config.dropout),
-            _zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+            _zeroed(Conv2d(out_channels, out_channels, 3, padding=1)),
         )
-        self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        self.skip_connection = nn.Identity() if channels == out_channels else Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # (N, C, H, W), (N or 1, E) -> (N, C', H', W')
         h = self.in_layers[1](self.in_layers[0](x))
@@ -108,18 +108,14 @@ class AttentionBlock(nn.Module):
             raise UsageError(f"{name} is {divisor}", f"It must divide the {channels} channels that have attention")
         self.heads = config.num_heads or channels // divisor
         self.norm = GroupNorm(GROUPS, channels)
-        # One-tap convolutions in the published code; their weights keep that shape.
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = _zeroed(nn.Conv1d(channels, channels, 1))
+        self.qkv = Pointwise(channels, 3 * channels)
+        self.proj_out = _zeroed(Pointwise(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> the same
         N, C, H, W = x.shape
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(N, H * W, C)
-        qkv = F.linear(tokens, self.qkv.weight[..., 0], self.qkv.bias)
-        q, k, v = qkv.view(N, H * W, self.heads, 3, C // self.heads).permute(3, 0, 2, 1, 4)  # each (N, heads, HW, d)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, H * W, C)
-        out = F.linear(mixed, self.proj_out.weight[..., 0], self.proj_out.bias)
-        return x + out.view(N, H, W, C).permute(0, 3, 1, 2)
+        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(N, H * W, self.heads, 3, C // self.heads)
+        mixed = attention(*qkv.permute(3, 0, 2, 1, 4))  # each (N, heads, HW, d)
+        return x + self.proj_out(mixed.transpose(1, 2).reshape(N, H, W, C).permute(0, 3, 1, 2))
 
 
 class Stage(nn.Sequential):
@@ -148,14 +144,14 @@ class UNet(nn.Module):
         self.output_blocks = self._decoder(emb, skips)
         last = config.channel_mult[0] * width
         self.out = nn.Sequential(
-            GroupNorm(GROUPS, last), nn.SiLU(), _zeroed(nn.Conv2d(last, config.out_channels, 3, padding=1))
+            GroupNorm(GROUPS, last), nn.SiLU(), _zeroed(Conv2d(last, config.out_channels, 3, padding=1))
         )
 
     def _encoder(self, emb: int) -> tuple[nn.ModuleList, list[int]]:
         """The downward half, and the width of every skip connection that it leaves."""
         c = self.config
         channels = c.model_channels
-        blocks = nn.ModuleList([Stage(nn.Conv2d(c.in_channels, channels, 3, padding=1))])
+        blocks = nn.ModuleList([Stage(Conv2d(c.in_channels, channels, 3, padding=1))])
         skips = [channels]
         for level, mult in enumerate(c.channel_mult):
             for _ in range(c.num_res_blocks):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uldm_cli.core.blocks import Downsample, ResnetBlock, SelfAttention, Upsample, norm
+from uldm_cli.core.blocks import Conv2d, Downsample, ResnetBlock, SelfAttention, Upsample, norm
 from uldm_cli.core.quantizers import Losses, Quantizer
 
 
@@ -39,9 +39,9 @@ class VQVAE(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.quant_conv = nn.Conv2d(config.z_channels, config.z_channels, 1)
+        self.quant_conv = Conv2d(config.z_channels, config.z_channels, 1)
         self.quantize = quantizer
-        self.post_quant_conv = nn.Conv2d(config.z_channels, config.z_channels, 1)
+        self.post_quant_conv = Conv2d(config.z_channels, config.z_channels, 1)
         self.decoder = Decoder(config)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Losses]:
@@ -75,7 +75,7 @@ class VQVAE(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, c: VQVAEConfig) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(c.in_channels, c.down_channels[0], 3, padding=1)
+        self.conv_in = Conv2d(c.in_channels, c.down_channels[0], 3, padding=1)
         layers: list[nn.Module] = []
         for i, (width, out) in enumerate(pairwise(c.down_channels)):
             layers += _level(width, out, c.num_down_layers, c.attn_down[i], c)
@@ -84,7 +84,7 @@ class Encoder(nn.Module):
         self.down = nn.Sequential(*layers)
         self.mid = _middle(c.mid_channels, c)
         self.norm_out = norm(c.mid_channels[-1], c.norm_channels)
-        self.conv_out = nn.Conv2d(c.mid_channels[-1], c.z_channels, 3, padding=1)
+        self.conv_out = Conv2d(c.mid_channels[-1], c.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, z, H/f, W/f)
         h = self.mid(self.down(self.conv_in(x)))
@@ -97,7 +97,7 @@ class Decoder(nn.Module):
     def __init__(self, c: VQVAEConfig) -> None:
         super().__init__()
         widths = list(reversed(c.down_channels))
-        self.conv_in = nn.Conv2d(c.z_channels, c.mid_channels[-1], 3, padding=1)
+        self.conv_in = Conv2d(c.z_channels, c.mid_channels[-1], 3, padding=1)
         self.mid = _middle(list(reversed(c.mid_channels)), c)
         layers: list[nn.Module] = []
         for i, (width, out) in enumerate(pairwise(widths)):
@@ -107,7 +107,7 @@ class Decoder(nn.Module):
             layers += _level(width, out, c.num_up_layers, c.attn_down[mirrored], c)
         self.up = nn.Sequential(*layers)
         self.norm_out = norm(widths[-1], c.norm_channels)
-        self.conv_out = nn.Conv2d(widths[-1], c.in_channels, 3, padding=1)
+        self.conv_out = Conv2d(widths[-1], c.in_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:  # (N, z, h, w) -> (N, C, h*f, w*f)
         h = self.up(self.mid(self.conv_in(z)))
