@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,8 @@ def tiny_ldm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     import torch
 
-    from uldm_cli.formats.native import Header, save
+    from uldm_cli.formats.checkpoint import Header
+    from uldm_cli.formats.native import save
     from uldm_cli.specs.models import LatentDiffusionModel
 
     config = {
@@ -115,6 +117,25 @@ def tiny_ldm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts = {"autoencoder": module.autoencoder.state_dict(), "backbone": raw, "ema": ema}
     save(path, Header("latent-diffusion", model.model_dump(mode="json"), step=3), parts)
     return path
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`golden_checkpoint(family)` is the `model.ckpt` of a model in tests/golden/compvis, `config.yaml` beside it."""
+    import runpy
+    import shutil
+
+    golden = Path(__file__).parent / "golden"
+    write_checkpoint = runpy.run_path(str(golden / "weights.py"))["write_checkpoint"]
+
+    @cache
+    def make(family: str) -> Path:
+        path = tmp_path_factory.mktemp(family) / "model.ckpt"
+        write_checkpoint(golden / "compvis" / family, path)
+        shutil.copy(golden / "compvis" / family / "config.yaml", path.parent)
+        return path
+
+    return make
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

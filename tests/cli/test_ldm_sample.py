@@ -206,7 +206,8 @@ def test_bad_input_is_one_line_and_writes_nothing(ldm, verb, args, says):
     ],
 )
 def test_a_model_that_cannot_be_sampled_from_is_one_line(ldm, tiny_ldm, reference, says):
-    from uldm_cli.formats.native import Header, load_tensors, read_header, save
+    from uldm_cli.formats.checkpoint import Header
+    from uldm_cli.formats.native import load_tensors, read_header, save
 
     Path("short.safetensors").write_bytes(tiny_ldm.read_bytes()[:-1000])
     Path("folder").mkdir()

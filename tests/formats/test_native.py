@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import uldm_cli
 from uldm_cli.errors import ConfigError, UldmError
-from uldm_cli.formats.native import Header, load_into, load_tensors, read_header, save, save_tensors
+from uldm_cli.formats.checkpoint import Header
+from uldm_cli.formats.native import load_into, load_tensors, read_header, save, save_tensors
 
 CONFIG = {"autoencoder": {"kind": "vqvae", "down_channels": [8, 16]}, "image_size": 16, "name": "Grüße"}
 
@@ -410,7 +411,8 @@ import resource, sys
 from pathlib import Path
 import torch
 from uldm_cli.errors import UldmError
-from uldm_cli.formats.native import Header, save
+from uldm_cli.formats.checkpoint import Header
+from uldm_cli.formats.native import save
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # no file may grow beyond, as on a disk that is full
 try:
@@ -437,7 +439,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from uldm_cli.formats.native import Header, save
+from uldm_cli.formats.checkpoint import Header
+from uldm_cli.formats.native import save
 
 os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
 save(Path(sys.argv[1]), Header("autoencoder", {}), {"model": {"a": torch.zeros(100)}})

@@ -5,8 +5,11 @@ RandomState, whose streams are frozen for good, seeded by the tensor's name; the
 """
 
 import json
+import sys
 import zlib
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -31,6 +34,25 @@ def state_dict(family: Path) -> dict[str, Tensor]:
         else:
             tensors[key] = _by_rule(how, _normal(key, shape, layout["seed"]))
     return {key: tensors[key] for key in layout["keys"]}
+
+
+def write_checkpoint(family: Path, path: Path) -> None:
+    """The model as a pickle of the kind that was published: Lightning's, with a class in it that is not installed."""
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    callback = type("ModelCheckpoint", (), {"__module__": name})
+    modules = {part: ModuleType(part) for part in ("pytorch_lightning", "pytorch_lightning.callbacks", name)}
+    modules[name].ModelCheckpoint = callback
+    checkpoint = {
+        "epoch": 3,
+        "global_step": 4321,
+        "pytorch-lightning_version": "1.4.2",
+        "callbacks": {callback: {"monitor": "val/loss_simple_ema", "best_model_score": torch.tensor(0.14)}},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+        "state_dict": state_dict(family),
+    }
+    with patch.dict(sys.modules, modules):
+        torch.save(checkpoint, path)
 
 
 def _normal(key: str, shape: list[int], seed: int) -> Tensor:

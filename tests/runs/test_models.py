@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from uldm_cli.errors import ConfigError
-from uldm_cli.formats.native import Header, load_tensors, read_header, save
+from uldm_cli.formats.checkpoint import Header
+from uldm_cli.formats.native import load_tensors, read_header, save
 from uldm_cli.runs.checkpoints import MODEL, Checkpoints
 from uldm_cli.runs.models import (
     load_autoencoder,

@@ -20,7 +20,8 @@ from uldm_cli.core.denoiser import Denoiser
 from uldm_cli.core.images import to_uint8
 from uldm_cli.core.latent import LatentDiffusion
 from uldm_cli.errors import ConfigError, PluginError, UldmError, UsageError
-from uldm_cli.formats.native import Header, load_tensors, read_header, save
+from uldm_cli.formats.checkpoint import Header
+from uldm_cli.formats.native import load_tensors, read_header, save
 from uldm_cli.runs.draw.grid import GAP, LABEL
 from uldm_cli.runs.draw.latents import draw_latent, signed_to_bytes
 from uldm_cli.runs.grid import run_grid

@@ -10,11 +10,11 @@ import os
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uldm_cli.errors import ConfigError, UldmError
+from uldm_cli.formats.checkpoint import KINDS, Header
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,29 +30,6 @@ ITEM_BYTES = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
 """Size of a tensor's element, by the format's name for its type."""
-KINDS = {"autoencoder": "model", "latent-diffusion": "backbone"}
-"""Kinds of checkpoint, and which part holds the raw weights that `ema` averages."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a checkpoint says of itself."""
-
-    kind: str
-    """"autoencoder" or "latent-diffusion"."""
-    config: dict[str, Any]
-    """The model, as `specs.models` describes it."""
-    training: dict[str, Any] = field(default_factory=dict)
-    """The config it was trained with."""
-    step: int = 0
-    tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Shape of each tensor in the file."""
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Which of "ema" and "raw" the file holds."""
-        parts = {name.split(".", 1)[0] for name in self.tensors}
-        return tuple(w for w, part in (("ema", "ema"), ("raw", KINDS[self.kind])) if part in parts)
 
 
 def read_header(path: Path) -> Header:

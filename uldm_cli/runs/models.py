@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from uldm_cli import assets
 from uldm_cli.errors import ConfigError, nearest
-from uldm_cli.formats.native import KINDS, Header, load_into, read_header
+from uldm_cli.formats.checkpoint import KINDS, Header
+from uldm_cli.formats.native import load_into, read_header
 from uldm_cli.runs.checkpoints import MODEL, Checkpoints
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel, M, read_model
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from uldm_cli import console
 from uldm_cli.errors import ConfigError, UldmError
-from uldm_cli.formats.native import KINDS, Header, load_into, load_tensors, read_header, save, save_tensors
+from uldm_cli.formats.checkpoint import KINDS, Header
+from uldm_cli.formats.native import load_into, load_tensors, read_header, save, save_tensors
 from uldm_cli.runs.checkpoints import MODEL, Checkpoints
 from uldm_cli.runs.files import writable_folder, write_png
 from uldm_cli.runs.metrics import Line, Means, append_line, forget_after, not_finite, read_lines
@@ -48,7 +49,7 @@ class Job(Protocol):
     """What is trained: the part that differs between an autoencoder and a diffusion model."""
 
     kind: str
-    """Of the checkpoint, one of `formats.native.KINDS`."""
+    """Of the checkpoint, one of `formats.checkpoint.KINDS`."""
     title: str
     data: "Dataset"
     dataset: "ImageSet"
