@@ -30,7 +30,8 @@ from uldm_cli.specs.samplers import Sampler
 if TYPE_CHECKING:
     from uldm_cli.core.data import ImageSet
     from uldm_cli.core.samplers import Constrain, Denoise, Noise, Prediction, Step
-    from uldm_cli.core.schedules import Schedule, uniform_timesteps
+    from uldm_cli.core.schedules import Schedule
+    from uldm_cli.core.spacing import uniform_timesteps
 
 __all__ = [
     "Autoencoder",
@@ -57,7 +58,8 @@ __all__ = [
 
 _CORE = {
     **dict.fromkeys(("Constrain", "Denoise", "Noise", "Prediction", "Step"), "uldm_cli.core.samplers"),
-    **dict.fromkeys(("Schedule", "uniform_timesteps"), "uldm_cli.core.schedules"),
+    "Schedule": "uldm_cli.core.schedules",
+    "uniform_timesteps": "uldm_cli.core.spacing",
     "ImageSet": "uldm_cli.core.data",
 }
 

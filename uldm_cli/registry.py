@@ -32,6 +32,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     "samplers": {
         "ddim": "uldm_cli.specs.samplers:DDIM",
         "ddpm": "uldm_cli.specs.samplers:DDPM",
+        "plms": "uldm_cli.specs.samplers:PLMS",
     },
     "schedules": {
         "scaled_linear": "uldm_cli.specs.schedules:ScaledLinear",
@@ -39,12 +40,22 @@ BUILTIN: dict[str, dict[str, str]] = {
         "cosine": "uldm_cli.specs.schedules:Cosine",
     },
     "backbones": {"unet": "uldm_cli.specs.backbones:UNet"},
-    "autoencoders": {"vqvae": "uldm_cli.specs.autoencoders:VQVAE"},
+    "autoencoders": {
+        "vqvae": "uldm_cli.specs.autoencoders:VQVAE",
+        "vq": "uldm_cli.specs.autoencoders:VQ",
+        "kl": "uldm_cli.specs.autoencoders:KL",
+    },
     "quantizers": {
         "nearest": "uldm_cli.specs.quantizers:Nearest",
         "ema": "uldm_cli.specs.quantizers:EMA",
     },
-    "conditioners": {},
+    "conditioners": {
+        "class": "uldm_cli.specs.conditioners:Class",
+        "tokens": "uldm_cli.specs.conditioners:Tokens",
+        "rescaler": "uldm_cli.specs.conditioners:Rescaler",
+        "first-stage": "uldm_cli.specs.conditioners:FirstStage",
+        "identity": "uldm_cli.specs.conditioners:Identity",
+    },
     "datasets": {
         "images": "uldm_cli.specs.datasets:Images",
         "mnist": "uldm_cli.specs.datasets:MNIST",

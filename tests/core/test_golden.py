@@ -8,7 +8,8 @@ from torch import Tensor
 from uldm_cli.core.denoiser import Denoiser, training_target
 from uldm_cli.core.quantizers import Quantizer
 from uldm_cli.core.samplers import Prediction, ddim, ddpm, posterior_deviation
-from uldm_cli.core.schedules import VariancePreserving, scaled_linear_betas, uniform_timesteps
+from uldm_cli.core.schedules import VariancePreserving, scaled_linear_betas
+from uldm_cli.core.spacing import uniform_timesteps
 from uldm_cli.core.unet import UNet, UNetConfig
 
 # The aim is 1e-4; about 1e-6 is measured.

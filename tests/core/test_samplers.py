@@ -10,7 +10,8 @@ from torch import Tensor
 
 from uldm_cli.core.noise import PerSampleNoise
 from uldm_cli.core.samplers import Prediction, Step, ddim, ddpm
-from uldm_cli.core.schedules import VariancePreserving, cosine_betas, scaled_linear_betas, uniform_timesteps
+from uldm_cli.core.schedules import VariancePreserving, cosine_betas, scaled_linear_betas
+from uldm_cli.core.spacing import uniform_timesteps
 from uldm_cli.specs.samplers import DDIM, DDPM
 
 SHAPE = (3, 4, 4)

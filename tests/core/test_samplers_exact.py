@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from uldm_cli.core.samplers import Denoise, Prediction, Step, ddim, ddpm
-from uldm_cli.core.schedules import VariancePreserving, cosine_betas, linear_betas, uniform_timesteps
+from uldm_cli.core.schedules import VariancePreserving, cosine_betas, linear_betas
+from uldm_cli.core.spacing import uniform_timesteps
 
 WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
 MEANS = torch.tensor([-1.0, 1.5], dtype=torch.float64)

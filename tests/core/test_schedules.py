@@ -1,4 +1,4 @@
-"""Noise schedules and the timesteps that sampling takes, against diffusers and the formulas."""
+"""Noise schedules, against diffusers and the formulas."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,6 @@ from uldm_cli.core.schedules import (
     cosine_betas,
     linear_betas,
     scaled_linear_betas,
-    uniform_timesteps,
 )
 from uldm_cli.errors import UsageError
 
@@ -104,37 +103,3 @@ def test_levels_that_float32_cannot_hold_are_refused(betas: Tensor) -> None:
     """Otherwise a sampler would divide by zero there."""
     with pytest.raises(UsageError, match=f"float32 cannot tell all {len(betas)} noise levels"):
         VariancePreserving(betas)
-
-
-@given(st.integers(1, 2000).flatmap(lambda T: st.tuples(st.just(T), st.integers(1, T))))
-@settings(deadline=None)
-def test_exactly_the_steps_asked_for(T_and_steps: tuple[int, int]) -> None:
-    T, steps = T_and_steps
-    timesteps = uniform_timesteps(T, steps)
-    assert len(timesteps) == steps + 1
-    assert all(before > after for before, after in pairwise(timesteps))
-    assert timesteps[-1] == (-1 if steps == T else 0)
-    if steps == T:
-        assert timesteps[0] == T - 1
-    else:  # evenly spread, over all of the schedule
-        assert timesteps[0] == T + 1 - -(-T // steps)
-        gaps = {before - after for before, after in pairwise(timesteps[:-1])}
-        assert gaps <= {T // steps, -(-T // steps)}
-
-
-@pytest.mark.parametrize("T", [12, 1000])
-def test_divisors_give_the_references_spacing(T: int) -> None:
-    divisors = [steps for steps in range(1, T) if T % steps == 0]
-    for steps in divisors:
-        reference = [t + 1 for t in range(0, T, T // steps)]
-        assert uniform_timesteps(T, steps) == [*reversed(reference), 0]
-
-
-def test_all_timesteps() -> None:
-    assert uniform_timesteps(4, 4) == [3, 2, 1, 0, -1]
-
-
-@pytest.mark.parametrize("steps", [-1, 0, 1001])
-def test_impossible_numbers_of_steps(steps: int) -> None:
-    with pytest.raises(UsageError, match=f"{steps} sampling steps asked for. The model's schedule allows 1 to 1000"):
-        uniform_timesteps(1000, steps)

@@ -3,6 +3,7 @@
 Whoever looks at sampling (frames, saliency, a plugin's analysis) consumes these steps; nothing of it can change them.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -68,7 +69,7 @@ def ddim(
         schedule: alpha and sigma.
         noise: called once a step when eta > 0.
         constrain: applied before each call of the network.
-        timesteps: falling, the last being where the last step arrives (see `uniform_timesteps`).
+        timesteps: falling, the last being where the last step arrives (see `core.spacing`).
         eta: 0 is deterministic, 1 has DDPM's posterior variance.
     """
     for n, (t, s) in enumerate(pairwise(timesteps), 1):
@@ -108,6 +109,55 @@ def ddpm(
             deviation = forward**0.5 if variance == "beta" else posterior_deviation(schedule, t, s)
             x = x + deviation * noise(n, 0)
         yield Step(n, t, x_in, x, x0, eps, nfe=n)
+
+
+# Factors of the newest prediction and those before it, by how many there are before it.
+_ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
+
+
+@torch.no_grad()
+def plms(
+    denoise: Denoise,
+    x: Tensor,
+    schedule: Schedule,
+    noise: Noise,
+    constrain: Constrain | None = None,
+    *,
+    timesteps: Sequence[int],
+) -> Iterator[Step]:
+    """Pseudo linear multistep (Liu et al. 2022), as the latent-diffusion code does it; draws no noise.
+
+    DDIM's deterministic step, along a noise that is extrapolated from the last four predictions (Adams-Bashforth).
+    The first step, which has none before it, calls the network a second time where it arrives (improved Euler; the
+    paper starts with Runge-Kutta steps). With one step in all, that call is made at the same timestep.
+
+    Args: as in `ddim`.
+    """
+    before: deque[Tensor] = deque(maxlen=len(_ADAMS_BASHFORTH) - 1)  # the newest first
+    for n, (t, s) in enumerate(pairwise(timesteps), 1):
+        x_in = x if constrain is None else constrain(x, t)
+        x0, eps = denoise(x_in, t)
+        if before:
+            factors = _ADAMS_BASHFORTH[len(before)]
+            direction = sum(factor * past for factor, past in zip(factors, (eps, *before), strict=True))
+        else:
+            again = s if len(timesteps) > 2 else t
+            ahead = _along(eps, schedule, x_in, t, s)
+            ahead = ahead if constrain is None else constrain(ahead, again)
+            direction = (eps + denoise(ahead, again).eps) / 2
+        x = _along(direction, schedule, x_in, t, s)
+        before.appendleft(eps)
+        yield Step(n, t, x_in, x, x0, eps, nfe=n + 1)
+
+
+def _along(eps: Tensor, schedule: Schedule, x: Tensor, t: int, s: int) -> Tensor:
+    """The state at s if the noise in x, the one at t, is eps: DDIM's step without added noise."""
+    return schedule.alpha(s) * ((x - schedule.sigma(t) * eps) / schedule.alpha(t)) + schedule.sigma(s) * eps
 
 
 def forward_variance(schedule: Schedule, t: int, s: int) -> float:

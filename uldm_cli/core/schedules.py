@@ -83,20 +83,3 @@ def cosine_betas(T: int, offset: float = 0.008, max_beta: float = 0.999) -> Tens
     u = torch.arange(T + 1, dtype=torch.float64) / T
     bars = alpha_bar(u)
     return (1 - bars[1:] / bars[:-1]).clamp(max=max_beta)
-
-
-def uniform_timesteps(T: int, steps: int) -> list[int]:
-    """The timesteps of a sampling run, falling, with the one that the last step arrives at: `steps + 1` integers.
-
-    `t_i = floor(i T / steps) + 1`, arriving at 0. For every divisor of T below T this is the spacing of the
-    latent-diffusion code; any other number gives exactly the steps asked for. With `steps = T` every timestep from
-    T - 1 to 0 is taken, arriving at the clean end, -1.
-
-    Raises:
-        UsageError: fewer than one step, or more than T.
-    """
-    if not 1 <= steps <= T:
-        raise UsageError(f"{steps} sampling steps asked for", f"The model's schedule allows 1 to {T}")
-    if steps == T:
-        return list(range(T - 1, -2, -1))
-    return [i * T // steps + 1 for i in range(steps - 1, -1, -1)] + [0]

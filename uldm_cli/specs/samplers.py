@@ -1,6 +1,7 @@
 """Samplers that a config can name."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from pydantic import Field
@@ -27,30 +28,66 @@ class Sampler(Protocol):
     ) -> "Iterator[Step]": ...
 
 
-def _at_uniform_timesteps(sampler: "Callable[..., Iterator[Step]]", steps: int, **settings: object) -> Sampler:
-    """A sampler of the core with its settings, walking through so many timesteps of whatever schedule it is given."""
-    from uldm_cli.core.schedules import uniform_timesteps
+Timesteps = Callable[[int], list[int]]
+"""Of a schedule's number of timesteps T, those that sampling takes, falling, with the one that it arrives at."""
+
+
+def _at(choose: Timesteps, sampler: "Callable[..., Iterator[Step]]", **settings: object) -> Sampler:
+    """A sampler of the core with its settings, walking through the chosen timesteps of the schedule that it is given."""
 
     def sample(
         denoise: "Denoise", x: "Tensor", schedule: "Schedule", noise: "Noise", constrain: "Constrain | None" = None
     ) -> "Iterator[Step]":
-        timesteps = uniform_timesteps(schedule.T, steps)
-        return sampler(denoise, x, schedule, noise, constrain, timesteps=timesteps, **settings)
+        return sampler(denoise, x, schedule, noise, constrain, timesteps=choose(schedule.T), **settings)
 
     return sample
 
 
-class DDIM(Spec):
+class Spaced(Spec):
+    """A sampler whose timesteps can be spaced in more than one way; so its number of steps depends on the schedule."""
+
+    kind: str
+    steps: int = Field(50, ge=1)
+    spacing: Literal["uniform", "compvis"] = Field(
+        "uniform",
+        description="uniform makes exactly so many steps; compvis is the published code's spacing, which can make more "
+        "(400 of 1000 timesteps makes 500).",
+    )
+
+    def timesteps(self, T: int) -> list[int]:
+        """Those taken of a schedule's T, falling, and the one that the last step arrives at.
+
+        Raises:
+            UsageError: there is no such number of steps.
+        """
+        from uldm_cli.core.spacing import compvis_timesteps, uniform_timesteps
+
+        return (compvis_timesteps if self.spacing == "compvis" else uniform_timesteps)(T, self.steps)
+
+
+class DDIM(Spaced):
     """Denoising diffusion implicit models (Song et al. 2021)."""
 
     kind: Literal["ddim"] = "ddim"
-    steps: int = Field(200, ge=1, description="Number of sampling steps; exactly as many are made.")
+    steps: int = Field(200, ge=1, description="Number of sampling steps.")
     eta: float = Field(1.0, ge=0, le=1, description="Noise added in each step: 0 none, 1 as much as DDPM.")
 
     def build(self) -> Sampler:
         from uldm_cli.core.samplers import ddim
 
-        return _at_uniform_timesteps(ddim, self.steps, eta=self.eta)
+        return _at(self.timesteps, ddim, eta=self.eta)
+
+
+class PLMS(Spaced):
+    """Pseudo linear multistep (Liu et al. 2022): no noise, and the first step takes two calls of the network."""
+
+    kind: Literal["plms"] = "plms"
+    steps: int = Field(50, ge=1, description="Number of sampling steps.")
+
+    def build(self) -> Sampler:
+        from uldm_cli.core.samplers import plms
+
+        return _at(self.timesteps, plms)
 
 
 class DDPM(Spec):
@@ -62,5 +99,6 @@ class DDPM(Spec):
 
     def build(self) -> Sampler:
         from uldm_cli.core.samplers import ddpm
+        from uldm_cli.core.spacing import uniform_timesteps
 
-        return _at_uniform_timesteps(ddpm, self.steps, variance=self.variance)
+        return _at(partial(uniform_timesteps, steps=self.steps), ddpm, variance=self.variance)
