@@ -74,7 +74,8 @@ def test_heads_need_to_divide_only_what_has_attention():
     ("fields", "path", "says"),
     [
         ({"num_heads": 2, "num_head_channels": 32}, "num_head_channels", "num_heads is given too"),
-        ({"attention_resolutions": (8,)}, "attention_resolutions", "the levels' factors, [1, 2, 4]"),
+        ({"context_dim": 8}, "context_dim", "only use_spatial_transformer has a use for it"),
+        ({"use_spatial_transformer": True}, "context_dim", "use_spatial_transformer needs a number here"),
         ({"num_heads": 3}, "num_heads", "3 does not divide the width 128"),
         ({"num_head_channels": 48}, "num_head_channels", "48 does not divide the width 128"),
     ],

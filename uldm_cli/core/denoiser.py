@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from uldm_cli.core.conditioning import Condition
 from uldm_cli.core.samplers import Prediction
 from uldm_cli.core.schedules import Schedule
 
@@ -16,7 +17,8 @@ class Denoiser(nn.Module):
     """Predicts the clean signal and the noise of `x_t = alpha x0 + sigma eps`.
 
     Args:
-        backbone: `(x [N, C, H, W], t [N or 1]) -> [N, C, H, W]`.
+        backbone: `(x [N, C, H, W], t [N or 1]) -> [N, C, H, W]`; a conditional one also takes `context` or `y`, as
+            `Condition` has them, and `x` with the condition's channels after its own.
         schedule: alpha and sigma.
         target: what the backbone predicts (v: Salimans & Ho 2022, appendix D).
     """
@@ -25,13 +27,24 @@ class Denoiser(nn.Module):
         super().__init__()
         self.backbone, self.schedule, self.target = backbone, schedule, target
 
-    def forward(self, x: Tensor, t: int) -> Prediction:
+    def forward(self, x: Tensor, t: int, condition: Condition | None = None) -> Prediction:
         """For float32 `x` `[N, C, H, W]` whose samples are all at timestep t. Computes in the backbone's dtype."""
-        dtype = next(self.backbone.parameters()).dtype
         times = torch.tensor([t], device=x.device)
-        inputs = x.to(dtype, memory_format=torch.channels_last)
-        out = self.backbone(inputs, times).to(x.dtype, memory_format=torch.contiguous_format)
+        out = self.predict(x, times, condition).to(x.dtype, memory_format=torch.contiguous_format)
         return convert(self.target, out, x, self.schedule.alpha(t), self.schedule.sigma(t))
+
+    def predict(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """The backbone's own answer, in its dtype, at timesteps `t` `[N]` or `[1]`."""
+        dtype = next(self.backbone.parameters()).dtype
+        told: dict[str, Tensor] = {}
+        if condition is not None:
+            if condition.concat is not None:
+                x = torch.cat([x, condition.concat.to(x.dtype)], dim=1)
+            if condition.context is not None:
+                told["context"] = condition.context.to(dtype)
+            if condition.label is not None:
+                told["y"] = condition.label
+        return self.backbone(x.to(dtype, memory_format=torch.channels_last), t, **told)
 
 
 def convert(target: Target, out: Tensor, x: Tensor, alpha: float, sigma: float) -> Prediction:

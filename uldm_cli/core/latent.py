@@ -5,9 +5,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from uldm_cli.core.conditioners import FirstStage
+from uldm_cli.core.conditioning import Condition, Conditioning, place
 from uldm_cli.core.denoiser import Denoiser
 from uldm_cli.core.samplers import Prediction
 from uldm_cli.core.schedules import Schedule
+from uldm_cli.errors import UsageError
 
 
 class Autoencoder(Protocol):
@@ -29,6 +32,8 @@ class LatentDiffusion(nn.Module):
         scale_factor: brings latents to unit deviation (Rombach et al. 2022, appendix G).
         latent_shape: `(z, h, w)` of one sample.
         image_shape: `(C, H, W)` of one sample.
+        conditioner: what the model is told, as a tensor, to what the denoiser takes; None of an unconditional model.
+        conditioning: where the denoiser takes it; None exactly where there is no conditioner.
     """
 
     autoencoder: Any
@@ -41,23 +46,59 @@ class LatentDiffusion(nn.Module):
         scale_factor: float,
         latent_shape: tuple[int, int, int],
         image_shape: tuple[int, int, int],
+        conditioner: nn.Module | None = None,
+        conditioning: Conditioning | None = None,
     ) -> None:
         super().__init__()
         self.autoencoder, self.denoiser = autoencoder, denoiser
+        self.conditioner, self.conditioning = conditioner, conditioning
         self.scale_factor, self.latent_shape, self.image_shape = scale_factor, latent_shape, image_shape
 
     @property
     def schedule(self) -> Schedule:
         return self.denoiser.schedule
 
-    def forward(self, x: Tensor, t: int) -> Prediction:
-        return self.denoiser(x, t)
+    def forward(self, x: Tensor, t: int, condition: Condition | None = None) -> Prediction:
+        return self.denoiser(x, t, condition)
+
+    def condition(self, value: Tensor, concat: Tensor | None = None) -> Condition:
+        """Encodes what the model is told, and puts it where the denoiser takes it.
+
+        Args:
+            value: what the conditioner takes: class labels, token ids, an image in [-1, 1], ...
+            concat: `[N, C', h, w]`, what a hybrid model takes beside its input; only there.
+
+        Raises:
+            UsageError: the model is unconditional, or the value not one that it takes.
+        """
+        if self.conditioning is None:
+            raise UsageError("this model takes no condition", "It was trained without")
+        return place(self.conditioning, self.encode_condition(value), concat)
+
+    def encode_condition(self, value: Tensor) -> Tensor:
+        """The conditioner's result, float32 unless it is a label. A first stage's latents are not scaled.
+
+        Raises:
+            UsageError: as `condition`.
+        """
+        if self.conditioner is None:
+            raise UsageError("this model takes no condition", "It was trained without")
+        if isinstance(self.conditioner, FirstStage):
+            return self._latents(value)
+        if value.is_floating_point():
+            value = value.to(next((p.dtype for p in self.conditioner.parameters()), value.dtype))
+        encoded = self.conditioner(value)
+        return encoded.float() if encoded.is_floating_point() else encoded
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images `[N, C, H, W]` in [-1, 1] to scaled latents, float32 `[N, z, h, w]`."""
+        return self._latents(images) * self.scale_factor
+
+    @torch.no_grad()
+    def _latents(self, images: Tensor) -> Tensor:
         dtype = next(self.autoencoder.parameters()).dtype
-        return self.autoencoder.to_latent(images.to(dtype)).float() * self.scale_factor
+        return self.autoencoder.to_latent(images.to(dtype)).float()
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:

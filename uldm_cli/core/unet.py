@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uldm_cli.core.blocks import Conv2d, GroupNorm, Pointwise, Upsample, attention
+from uldm_cli.core.transformer import SpatialTransformer
 from uldm_cli.errors import UsageError
 
 Conv = TypeVar("Conv", nn.Conv1d, nn.Conv2d)
@@ -37,6 +38,17 @@ class UNetConfig:
     dropout: float
     use_scale_shift_norm: bool
     resblock_updown: bool
+    conv_resample: bool = True
+    """Whether a convolution is part of changing the size; without effect where `resblock_updown`."""
+    use_new_attention_order: bool = False
+    """Weights of self-attention hold all of q, then k, then v; otherwise the three of each head in turn."""
+    use_spatial_transformer: bool = False
+    """Transformer blocks, which read a context, instead of self-attention."""
+    transformer_depth: int = 1
+    context_dim: int | None = None
+    """Width of the context's tokens; set exactly where there are transformer blocks."""
+    num_classes: int | None = None
+    """Classes, whose embedding is added to that of the time."""
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -48,9 +60,9 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tens
 
 
 class Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, conv: bool) -> None:
         super().__init__()
-        self.op = Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.op = Conv2d(channels, channels, 3, stride=2, padding=1) if conv else nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, H/2, W/2)
         return self.op(x)
@@ -98,32 +110,40 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over all positions, residual. q, k and v lie head by head in the weights ("legacy" order)."""
+    """Self-attention over all positions, residual."""
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
-        name = "num_heads" if config.num_heads else "num_head_channels"
-        divisor = config.num_heads or config.num_head_channels or channels
-        if channels % divisor:
-            raise UsageError(f"{name} is {divisor}", f"It must divide the {channels} channels that have attention")
-        self.heads = config.num_heads or channels // divisor
+        self.heads = _heads(channels, config)
+        self.new_order = config.use_new_attention_order
         self.norm = GroupNorm(GROUPS, channels)
         self.qkv = Pointwise(channels, 3 * channels)
         self.proj_out = _zeroed(Pointwise(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> the same
         N, C, H, W = x.shape
-        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(N, H * W, self.heads, 3, C // self.heads)
-        mixed = attention(*qkv.permute(3, 0, 2, 1, 4))  # each (N, heads, HW, d)
+        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1)
+        if self.new_order:
+            qkv = qkv.reshape(N, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        else:
+            qkv = qkv.reshape(N, H * W, self.heads, 3, C // self.heads).permute(3, 0, 2, 1, 4)
+        mixed = attention(*qkv)  # each (N, heads, HW, d)
         return x + self.proj_out(mixed.transpose(1, 2).reshape(N, H, W, C).permute(0, 3, 1, 2))
 
 
 class Stage(nn.Sequential):
-    """Layers run in order; those that know the time embedding get it."""
+    """Layers run in order; those that know the time embedding or the context get it."""
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]  # Sequential takes one input
+    def forward(  # type: ignore[override]  # Sequential takes one input
+        self, x: Tensor, emb: Tensor, context: Tensor | None = None
+    ) -> Tensor:
         for layer in self:
-            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context)
+            else:
+                x = layer(x)
         return x
 
 
@@ -136,10 +156,12 @@ class UNet(nn.Module):
         self.config = config
         width, emb = config.model_channels, 4 * config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(width, emb), nn.SiLU(), nn.Linear(emb, emb))
+        if config.num_classes is not None:
+            self.label_emb = nn.Embedding(config.num_classes, emb)
         self.input_blocks, skips = self._encoder(emb)
         widest = skips[-1]
         self.middle_block = Stage(
-            ResBlock(widest, widest, emb, config), AttentionBlock(widest, config), ResBlock(widest, widest, emb, config)
+            ResBlock(widest, widest, emb, config), _attention(widest, config), ResBlock(widest, widest, emb, config)
         )
         self.output_blocks = self._decoder(emb, skips)
         last = config.channel_mult[0] * width
@@ -158,12 +180,11 @@ class UNet(nn.Module):
                 layers: list[nn.Module] = [ResBlock(channels, mult * c.model_channels, emb, c)]
                 channels = mult * c.model_channels
                 if 2**level in c.attention_resolutions:
-                    layers.append(AttentionBlock(channels, c))
+                    layers.append(_attention(channels, c))
                 blocks.append(Stage(*layers))
                 skips.append(channels)
             if level < len(c.channel_mult) - 1:
-                down = ResBlock(channels, channels, emb, c, resample=-1) if c.resblock_updown else Downsample(channels)
-                blocks.append(Stage(down))
+                blocks.append(Stage(_resampling(channels, emb, c, -1)))
                 skips.append(channels)
         return blocks, skips
 
@@ -176,33 +197,89 @@ class UNet(nn.Module):
                 layers: list[nn.Module] = [ResBlock(channels + skips.pop(), mult * c.model_channels, emb, c)]
                 channels = mult * c.model_channels
                 if 2**level in c.attention_resolutions:
-                    layers.append(AttentionBlock(channels, c))
+                    layers.append(_attention(channels, c))
                 if level and i == c.num_res_blocks:
-                    up = ResBlock(channels, channels, emb, c, resample=1) if c.resblock_updown else Upsample(channels)
-                    layers.append(up)
+                    layers.append(_resampling(channels, emb, c, 1))
                 blocks.append(Stage(*layers))
         return blocks
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """Predicts from `x` `[N, C, H, W]` at timesteps `t` `[N]`, or `[1]` where all samples share one.
 
-        H and W must be multiples of `2 ** (levels - 1)`.
+        H and W must be multiples of `2 ** (levels - 1)`. A U-Net with transformer blocks needs a `context`
+        `[N, L, context_dim]`, one with classes the labels `y`, int64 `[N]`; any other takes neither.
+
+        Raises:
+            UsageError: context, labels or the input's channels are not those that it was made for.
         """
+        self._check_inputs(x, context, y)
         embedding = timestep_embedding(t, self.config.model_channels)
         emb = self.time_embed(embedding.to(x.dtype))
+        if y is not None:
+            emb = emb + self.label_emb(y)
         skips = []
         for block in self.input_blocks:
-            x = block(x, emb)
+            x = block(x, emb, context)
             skips.append(x)
-        x = self.middle_block(x, emb)
+        x = self.middle_block(x, emb, context)
         for block in self.output_blocks:
-            x = block(torch.cat([x, skips.pop()], dim=1), emb)
+            x = block(torch.cat([x, skips.pop()], dim=1), emb, context)
         return self.out(x)
+
+    def _check_inputs(self, x: Tensor, context: Tensor | None, y: Tensor | None) -> None:
+        c, (N, channels, *_) = self.config, x.shape
+        if channels != c.in_channels:
+            hint = f"It takes {c.in_channels}, of which a condition may be a part"
+            raise UsageError(f"the U-Net's input has {channels} channels", hint)
+        if (context is None) != (c.context_dim is None):
+            raise UsageError(*_amiss("a context", c.context_dim, f"[N, L, {c.context_dim}]"))
+        if (y is None) != (c.num_classes is None):
+            raise UsageError(*_amiss("class labels", c.num_classes, "[N]"))
+        if context is not None and (context.ndim != 3 or (len(context), context.shape[2]) != (N, c.context_dim)):
+            expected = f"Expected [{N}, L, {c.context_dim}]: samples, tokens, the U-Net's context_dim"
+            raise UsageError(f"the context has the shape {list(context.shape)}", expected)
+        if y is not None and y.shape != (N,):
+            raise UsageError(f"the class labels have the shape {list(y.shape)}", f"Expected [{N}], one a sample")
+
+
+def _amiss(what: str, needed: int | None, shape: str) -> tuple[str, str]:
+    """Message and hint where an argument is missing, or given to a U-Net that has no place for it."""
+    if needed is None:
+        return f"{what} cannot be given to this U-Net", "It was made without"
+    return f"this U-Net needs {what}", f"Give it a tensor of the shape {shape}"
+
+
+def _attention(channels: int, config: UNetConfig) -> nn.Module:
+    """What mixes the positions where there is attention."""
+    if config.context_dim is None:
+        return AttentionBlock(channels, config)
+    return SpatialTransformer(channels, config.context_dim, _heads(channels, config), config.transformer_depth)
+
+
+def _heads(channels: int, config: UNetConfig) -> int:
+    """Attention heads of a layer of that width."""
+    name = "num_heads" if config.num_heads else "num_head_channels"
+    divisor = config.num_heads or config.num_head_channels or channels
+    if channels % divisor:
+        raise UsageError(f"{name} is {divisor}", f"It must divide the {channels} channels that have attention")
+    return config.num_heads or channels // divisor
+
+
+def _resampling(channels: int, emb: int, config: UNetConfig, resample: int) -> nn.Module:
+    """What halves (-1) or doubles (1) the size between two levels."""
+    if config.resblock_updown:
+        return ResBlock(channels, channels, emb, config, resample)
+    if resample < 0:
+        return Downsample(channels, conv=config.conv_resample)
+    return Upsample(channels) if config.conv_resample else nn.Upsample(scale_factor=2, mode="nearest")
 
 
 def _check(config: UNetConfig) -> None:
     if (config.num_heads is None) == (config.num_head_channels is None):
         raise UsageError("a U-Net needs num_heads or num_head_channels", "Set one of the two, not both")
+    if config.use_spatial_transformer != (config.context_dim is not None):
+        hint = "Set both, or neither"
+        raise UsageError("in a U-Net, use_spatial_transformer goes together with context_dim", hint)
     if config.model_channels % GROUPS:
         raise UsageError(
             f"model_channels is {config.model_channels}", f"It must be a multiple of {GROUPS}, for group normalisation"

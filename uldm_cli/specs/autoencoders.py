@@ -22,6 +22,11 @@ class Autoencoder(Spec):
     z_channels: PositiveInt = Field(4, description="Channels of a latent.")
 
     @property
+    def latent_channels(self) -> int:
+        """Channels of what diffusion works on."""
+        return self.z_channels
+
+    @property
     def factor(self) -> int:
         """How many times smaller than the image the latents are, in each direction."""
         raise NotImplementedError

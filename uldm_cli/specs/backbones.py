@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from uldm_cli.core.unet import UNet as Module
 
 
+Need = Literal["context", "label"]
+
+
 class Backbone(Spec):
     """What every backbone says of its input."""
 
@@ -19,6 +22,11 @@ class Backbone(Spec):
     def factor(self) -> int:
         """How many times smaller than its input the lowest level is: the input's sides must be multiples of it."""
         return 1
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What it must be told besides the time, in arguments of their own."""
+        return ()
 
 
 class UNet(Backbone):
@@ -40,13 +48,33 @@ class UNet(Backbone):
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the residual blocks.")
     use_scale_shift_norm: bool = Field(False, description="The time embedding scales and shifts, instead of shifting.")
     resblock_updown: bool = Field(False, description="Residual blocks, not convolutions, change the size.")
+    conv_resample: bool = Field(
+        True, description="Where no residual block changes the size, a convolution is part of it."
+    )
+    use_new_attention_order: bool = Field(
+        False, description="Weights of attention hold all of q, then k, then v; otherwise all three head by head."
+    )
+    use_spatial_transformer: bool = Field(
+        False, description="Transformer blocks that read a context take the place of self-attention."
+    )
+    transformer_depth: PositiveInt = Field(1, description="Transformer blocks a place.")
+    context_dim: PositiveInt | None = Field(None, description="Width of the context's tokens.")
+    num_classes: PositiveInt | None = Field(None, description="Classes whose embedding is added to that of the time.")
+
+    @model_validator(mode="after")
+    def _context_fits(self) -> Self:
+        if self.use_spatial_transformer and self.context_dim is None:
+            raise problem("use_spatial_transformer needs a number here", path="context_dim")
+        if self.context_dim is not None and not self.use_spatial_transformer:
+            raise problem(
+                "only use_spatial_transformer has a use for it", "Set one, or not the other", path="context_dim"
+            )
+        return self
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
         if self.num_heads and self.num_head_channels:
             raise problem("num_heads is given too", "Set one of them, and the other to null", path="num_head_channels")
-        if not set(self.attention_resolutions) <= set(self.factors):
-            raise problem(f"expected some of the levels' factors, {list(self.factors)}", path="attention_resolutions")
         for level, mult in enumerate(self.channel_mult):
             width = mult * self.model_channels
             divisor = self.num_heads or self.num_head_channels or 32
@@ -64,6 +92,12 @@ class UNet(Backbone):
     @property
     def factor(self) -> int:
         return self.factors[-1]
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        context: tuple[Need, ...] = ("context",) if self.context_dim else ()
+        label: tuple[Need, ...] = ("label",) if self.num_classes else ()
+        return context + label
 
     def build(self, in_channels: int, out_channels: int) -> "Module":
         from uldm_cli.core.unet import UNet as Module

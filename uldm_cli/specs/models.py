@@ -1,14 +1,14 @@
 """What a checkpoint's header says of its model: enough to build it again, with no other file."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from uldm_cli.errors import ConfigError
 from uldm_cli.specs.autoencoders import Autoencoder
 from uldm_cli.specs.backbones import Backbone
-from uldm_cli.specs.base import Slot, Spec
+from uldm_cli.specs.base import Slot, Spec, problem
 from uldm_cli.specs.explain import Origin, explain
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from uldm_cli.core.latent import LatentDiffusion
 
 Target = Literal["eps", "x0", "v"]
+Conditioning = Literal["concat", "crossattn", "hybrid", "adm"]
 
 
 class Model(BaseModel):
@@ -36,7 +37,7 @@ class Model(BaseModel):
     def latent_shape(self) -> tuple[int, int, int]:
         """`(z, h, w)`."""
         side = self.image_size // self.autoencoder.factor
-        return (self.autoencoder.z_channels, side, side)
+        return (self.autoencoder.latent_channels, side, side)
 
 
 class AutoencoderModel(Model):
@@ -54,16 +55,41 @@ class LatentDiffusionModel(Model):
     schedule: Annotated[Spec, Slot("schedules")]
     target: Target
     scale_factor: float = Field(gt=0)
+    conditioner: Annotated[Spec, Slot("conditioners")] | None = None
+    conditioning: Conditioning | None = None
+    """Where the backbone takes the condition: beside its input's channels, as a context, both, or as a label."""
+    concat_channels: NonNegativeInt = 0
+    """Channels of the condition that stand beside the latent's."""
     sample: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _conditioning_fits(self) -> Self:
+        how = self.conditioning or "no"
+        if (self.conditioner is None) != (self.conditioning is None):
+            raise problem(f"does not go with {how} conditioning", path="conditioner")
+        if (self.concat_channels > 0) != (how in ("concat", "hybrid")):
+            raise problem(f"{self.concat_channels} does not go with {how} conditioning", path="concat_channels")
+        needs = {"crossattn": ("context",), "hybrid": ("context",), "adm": ("label",)}.get(how, ())
+        if self.backbone.needs != needs:
+            said = " and ".join(f"a {need}" for need in self.backbone.needs) or "neither a context nor a label"
+            raise problem(f"with {how} conditioning it cannot be one that takes {said}", path="backbone")
+        return self
 
     def build(self) -> "LatentDiffusion":
         from uldm_cli.core.denoiser import Denoiser
         from uldm_cli.core.latent import LatentDiffusion
 
         channels = self.latent_shape[0]
-        denoiser = Denoiser(self.backbone.build(channels, channels), self.schedule.build(), self.target)
-        autoencoder = self.autoencoder.build()
-        return LatentDiffusion(autoencoder, denoiser, self.scale_factor, self.latent_shape, self.image_shape)
+        backbone = self.backbone.build(channels + self.concat_channels, channels)
+        return LatentDiffusion(
+            self.autoencoder.build(),
+            Denoiser(backbone, self.schedule.build(), self.target),
+            self.scale_factor,
+            self.latent_shape,
+            self.image_shape,
+            self.conditioner.build() if self.conditioner else None,
+            self.conditioning,
+        )
 
 
 M = TypeVar("M", bound=Model)

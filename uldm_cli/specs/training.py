@@ -110,6 +110,9 @@ class AutoencoderTraining(Spec):
 
     @model_validator(mode="after")
     def _data_fits(self) -> Self:
+        if not self.autoencoder.trainable:
+            text = f"'{self.autoencoder.kind}' cannot be trained here, only used as it was published"
+            raise problem(text, "Train 'vq' or 'vqvae'", path="autoencoder")
         wrong = _misfit(self.autoencoder, self.data)
         if wrong is not None:
             raise wrong
@@ -155,6 +158,18 @@ class DiffusionTraining(Spec):
         except ValidationError as error:
             wrong = explain(error, Sampling, tree, {})
             raise problem(wrong.message, wrong.hint, path="sample") from None
+        return self
+
+    @model_validator(mode="after")
+    def _backbone_trains(self) -> Self:
+        backbone = self.backbone
+        if backbone.needs:
+            text = f"it takes a {backbone.needs[0]}, and training gives none yet"
+            raise problem(text, "Train one without", path="backbone")
+        # Published models also name factors that no level has, which changes nothing; who trains means something.
+        if isinstance(backbone, UNet) and not set(backbone.attention_resolutions) <= set(backbone.factors):
+            text = f"expected some of the levels' factors, {list(backbone.factors)}"
+            raise problem(text, path="backbone.attention_resolutions")
         return self
 
     def check_fit(self, autoencoder: Autoencoder, name: str) -> None:
