@@ -12,17 +12,18 @@ from uldm_cli.errors import UsageError
 class ResnetBlock(nn.Module):
     """Two normalised 3x3 convolutions and a skip connection."""
 
-    def __init__(self, channels: int, out_channels: int, groups: int) -> None:
+    def __init__(self, channels: int, out_channels: int, groups: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm1 = norm(channels, groups)
         self.conv1 = Conv2d(channels, out_channels, 3, padding=1)
         self.norm2 = norm(out_channels, groups)
+        self.dropout = nn.Dropout(dropout)
         self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut = nn.Identity() if channels == out_channels else Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C', H, W)
         h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return self.nin_shortcut(x) + h
 
 

@@ -26,14 +26,16 @@ class Quantizer(nn.Module):
     Args:
         codebook_size: number of codes K.
         dim: length D of a code.
+        legacy: give the two losses under each other's name, and so with each other's factor. The published code does
+            this: its beta of 0.25, meant for the commitment, weighs the loss that moves the codes.
     """
 
     epoch_counts: Tensor
     """How often each code was used in training since the epoch began, int64 `[K]`."""
 
-    def __init__(self, codebook_size: int, dim: int) -> None:
+    def __init__(self, codebook_size: int, dim: int, legacy: bool = False) -> None:
         super().__init__()
-        self.codebook_size, self.dim = codebook_size, dim
+        self.codebook_size, self.dim, self.legacy = codebook_size, dim, legacy
         self.embedding = nn.Parameter(torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size))
         # Not part of the model: the training state keeps it.
         self.register_buffer("epoch_counts", torch.zeros(codebook_size, dtype=torch.int64), persistent=False)
@@ -63,10 +65,10 @@ class Quantizer(nn.Module):
         return torch.addmm(codes.square().sum(1), flat.detach(), codes.t(), alpha=-2).argmin(1)
 
     def losses(self, flat: Tensor, codes: Tensor) -> Losses:
-        return {
-            "codebook_loss": F.mse_loss(codes, flat.detach()),
-            "commitment_loss": F.mse_loss(flat, codes.detach()),
-        }
+        codebook, commitment = F.mse_loss(codes, flat.detach()), F.mse_loss(flat, codes.detach())
+        if self.legacy:
+            codebook, commitment = commitment, codebook
+        return {"codebook_loss": codebook, "commitment_loss": commitment}
 
     def observe(self, flat: Tensor, indices: Tensor) -> None:
         """Takes note of a training batch: latents `[M, D]` and their codes `[M]`."""

@@ -29,20 +29,14 @@ class VQVAEConfig:
     z_channels: int
 
 
-class VQVAE(nn.Module):
-    """Image `[N, C, H, W]` in [-1, 1] to latents `[N, z_channels, H/f, W/f]` to codes, and back.
+class VectorQuantized(nn.Module):
+    """What autoencoders with a codebook have in common: images `[N, C, H, W]` to latents to codes, and back."""
 
-    H and W must be multiples of the downsampling factor f, `2 ** sum(down_sample)`.
-    """
-
-    def __init__(self, config: VQVAEConfig, quantizer: Quantizer) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config)
-        self.quant_conv = Conv2d(config.z_channels, config.z_channels, 1)
-        self.quantize = quantizer
-        self.post_quant_conv = Conv2d(config.z_channels, config.z_channels, 1)
-        self.decoder = Decoder(config)
+    encoder: nn.Module
+    quant_conv: nn.Module
+    quantize: Quantizer
+    post_quant_conv: nn.Module
+    decoder: nn.Module
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Losses]:
         """Reconstruction `[N, C, H, W]`, quantized latents, and the quantizer's losses."""
@@ -70,6 +64,22 @@ class VQVAE(nn.Module):
     def from_latent(self, z: Tensor) -> Tensor:
         """Quantizes latents and decodes them."""
         return self.decode(self.quantize(z).z)
+
+
+class VQVAE(VectorQuantized):
+    """Image `[N, C, H, W]` in [-1, 1] to latents `[N, z_channels, H/f, W/f]` to codes, and back.
+
+    H and W must be multiples of the downsampling factor f, `2 ** sum(down_sample)`.
+    """
+
+    def __init__(self, config: VQVAEConfig, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quant_conv = Conv2d(config.z_channels, config.z_channels, 1)
+        self.quantize = quantizer
+        self.post_quant_conv = Conv2d(config.z_channels, config.z_channels, 1)
+        self.decoder = Decoder(config)
 
 
 class Encoder(nn.Module):

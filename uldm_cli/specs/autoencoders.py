@@ -1,14 +1,15 @@
 """Autoencoders that a config can name."""
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from uldm_cli.specs.base import Slot, Spec, problem
-from uldm_cli.specs.quantizers import EMA
+from uldm_cli.specs.quantizers import EMA, Nearest
 
 if TYPE_CHECKING:
+    from uldm_cli.core import autoencoders as modules
     from uldm_cli.core.vqvae import VQVAE as Module
 
 Widths = tuple[PositiveInt, ...]
@@ -16,6 +17,9 @@ Widths = tuple[PositiveInt, ...]
 
 class Autoencoder(Spec):
     """What every autoencoder says of its images and latents."""
+
+    trainable: ClassVar[bool] = True
+    """Whether `uldm vqvae train` can train it."""
 
     kind: str
     in_channels: PositiveInt = Field(3, description="Channels of the images: 3 for colour, 1 for grey.")
@@ -89,3 +93,90 @@ class VQVAE(Autoencoder):
 
         shape = {name: getattr(self, name) for name in VQVAEConfig.__dataclass_fields__}
         return Module(VQVAEConfig(**shape), self.quantizer.build(self.codebook_size, self.z_channels))
+
+
+def _like_in_channels(given: dict[str, Any]) -> Any:
+    return given["in_channels"]
+
+
+def _like_z_channels(given: dict[str, Any]) -> Any:
+    return given["z_channels"]
+
+
+class Published(Autoencoder):
+    """What VQ and KL have in common; fields mean what they mean in the published configs."""
+
+    resolution: PositiveInt = Field(256, description="Side of its images in training; it places the attention.")
+    ch: PositiveInt = Field(128, multiple_of=32, description="Width of the first level.")
+    ch_mult: Widths = Field(
+        (1, 2, 4), min_length=1, description="Width of each level, in ch; from one level to the next the size halves."
+    )
+    num_res_blocks: PositiveInt = Field(2, description="Residual blocks a level; the decoder has one more.")
+    attn_resolutions: tuple[PositiveInt, ...] = Field((), description="Sizes of the levels that have attention.")
+    attn_type: Literal["vanilla", "none"] = Field(
+        "vanilla", description="none: no attention, not in the middle either."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the residual blocks.")
+    z_channels: PositiveInt = Field(3, description="Channels that the encoder makes and the decoder takes.")
+    embed_dim: PositiveInt = Field(
+        default_factory=_like_z_channels, description="Channels of a latent; by default z_channels."
+    )
+    out_ch: PositiveInt = Field(
+        default_factory=_like_in_channels, description="Channels of the decoder's images: those of the encoder's."
+    )
+
+    @model_validator(mode="after")
+    def _images_fit(self) -> Self:
+        if self.out_ch != self.in_channels:
+            raise problem(f"expected {self.in_channels}, as in_channels", path="out_ch")
+        sides = [self.resolution // 2**level for level in range(len(self.ch_mult))]
+        if not set(self.attn_resolutions) <= set(sides):
+            raise problem(f"expected some of the levels' sizes, {sides}", path="attn_resolutions")
+        return self
+
+    @property
+    def factor(self) -> int:
+        return int(2 ** (len(self.ch_mult) - 1))
+
+    @property
+    def latent_channels(self) -> int:
+        return self.embed_dim
+
+    @property
+    def shape(self) -> "modules.Shape":
+        from uldm_cli.core.autoencoders import Shape
+
+        same = {name: getattr(self, name) for name in Shape.__dataclass_fields__ if name != "attention"}
+        return Shape(attention=self.attn_type == "vanilla", **same)
+
+
+class VQ(Published):
+    """Autoencoder with a codebook, as in the published latent diffusion models."""
+
+    kind: Literal["vq"] = "vq"
+    codebook_size: PositiveInt = Field(8192, description="Number of codes.")
+    quantizer: Annotated[Spec, Slot("quantizers")] = Field(Nearest(), description="How codes are chosen and trained.")
+
+    def build(self) -> "modules.VQ":
+        from uldm_cli.core.autoencoders import VQ as Module
+
+        return Module(self.shape, self.quantizer.build(self.codebook_size, self.embed_dim))
+
+
+class KL(Published):
+    """Autoencoder with normally distributed latents, as in the published latent diffusion models."""
+
+    trainable: ClassVar[bool] = False
+
+    kind: Literal["kl"] = "kl"
+    ch_mult: Widths = Field(
+        (1, 2, 4, 4),
+        min_length=1,
+        description="Width of each level, in ch; from one level to the next the size halves.",
+    )
+    z_channels: PositiveInt = Field(4, description="Channels that the decoder takes; the encoder makes twice as many.")
+
+    def build(self) -> "modules.KL":
+        from uldm_cli.core.autoencoders import KL as Module
+
+        return Module(self.shape)

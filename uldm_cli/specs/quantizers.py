@@ -14,11 +14,14 @@ class Nearest(Spec):
     """Nearest code, trained by gradient. Its codebook collapses easily: watch the perplexity."""
 
     kind: Literal["nearest"] = "nearest"
+    legacy: bool = Field(
+        False, description="Exchange the factors of codebook and commitment loss, as the published autoencoders do."
+    )
 
     def build(self, codebook_size: int, dim: int) -> "Quantizer":
         from uldm_cli.core.quantizers import Quantizer
 
-        return Quantizer(codebook_size, dim)
+        return Quantizer(codebook_size, dim, self.legacy)
 
 
 class EMA(Spec):
