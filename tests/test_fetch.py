@@ -2,9 +2,12 @@
 
 import errno
 import hashlib
+import http.client
 import threading
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -17,10 +20,12 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT under any path; the path's name says how."""
+    """Serves `content` under any path; the path's name says how."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.content = CONTENT
+        self.headers: dict[str, str] = {}  # added to every answer, such as ETag
         self.requests: list[tuple[str, str | None]] = []  # path, Range
         self.breaks = 0  # how many more answers end early
 
@@ -36,22 +41,35 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.path, wanted))
         if self.path == "/gone":
             return self.send_error(404)
-        if self.path == "/to-a-file":
-            return self.redirect("file:///etc/passwd")
-        if self.path == "/moved":
-            return self.redirect("/there")
-        body = b"x" * len(CONTENT) if self.path == "/wrong" else CONTENT
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.path != "/no-ranges" else 0
+        if self.path.startswith("/to?"):
+            return self.redirect(self.path.removeprefix("/to?"))
+        body = b"x" * len(CONTENT) if self.path == "/wrong" else self.server.content
+        start = self.start(wanted)
         if start > len(body):
             return self.send_error(416)
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body) - start))
+        if start and self.path != "/no-content-range":
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        if self.path == "/page":
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         end = len(body)
         if self.server.breaks or self.path == "/always-breaks":
             self.server.breaks = max(self.server.breaks - 1, 0)
             end = start + (len(body) - start) // 2 if self.path != "/always-breaks" else start
         self.wfile.write(body[start:end])
+
+    def start(self, wanted: str | None) -> int:
+        """Where the answer begins: at the range that is wanted, unless that is of another version of the file."""
+        only_if = self.headers["If-Range"]
+        if not wanted or self.path == "/no-ranges":
+            return 0
+        if only_if and only_if not in self.server.headers.values() and self.path != "/ignores-if-range":
+            return 0
+        return int(wanted.removeprefix("bytes=").removesuffix("-"))
 
     def redirect(self, to: str) -> None:
         self.send_response(302)
@@ -111,10 +129,90 @@ def test_complete_part_needs_no_request_when_the_size_is_known(server: Server, t
     assert not server.requests
 
 
-def test_without_a_checksum_nothing_old_is_resumed(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "file.part").write_bytes(b"something else")
+def interrupt(server: Server, target: Path, name: str = "file") -> int:
+    """Leave the first half of a download whose result no checksum proves; returns its length."""
+    server.breaks = 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetch, "ATTEMPTS", 1)
+        with pytest.raises(UldmError, match="broke after"):
+            get(target, server.url(name), sha256=None)
+    server.requests.clear()
+    return len(CONTENT) // 2
+
+
+ETAG = {"ETag": '"1"'}
+DATE = {"ETag": 'W/"1"', "Last-Modified": "Tue, 01 Mar 2022 10:00:00 GMT"}
+
+
+@pytest.mark.parametrize("headers", [ETAG, DATE])
+def test_without_a_checksum_it_resumes_the_same_version(
+    server: Server, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    server.headers = headers
+    half = interrupt(server, tmp_path / "file")
     get(tmp_path / "file", server.url("file"), sha256=None)
     assert (tmp_path / "file").read_bytes() == CONTENT
+    assert server.requests == [("/file", f"bytes={half}-")]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["file", "ignores-if-range"])
+def test_without_a_checksum_another_version_is_downloaded_whole(server: Server, tmp_path: Path, name: str) -> None:
+    server.headers = ETAG
+    interrupt(server, tmp_path / "file", name)
+    server.headers, server.content = {"ETag": '"2"'}, bytes(reversed(CONTENT))
+    get(tmp_path / "file", server.url(name), sha256=None)
+    assert (tmp_path / "file").read_bytes() == server.content
+
+
+def test_without_a_checksum_a_mirror_is_asked_for_everything(server: Server, tmp_path: Path) -> None:
+    server.headers = ETAG
+    interrupt(server, tmp_path / "file")
+    get(tmp_path / "file", server.url("mirror"), sha256=None)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert server.requests == [("/mirror", None)]
+
+
+def test_without_a_checksum_or_a_version_nothing_old_is_resumed(server: Server, tmp_path: Path) -> None:
+    interrupt(server, tmp_path / "file")
+    get(tmp_path / "file", server.url("file"), sha256=None)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert server.requests == [("/file", None)]
+
+
+def test_a_part_that_nobody_knows_is_not_resumed(server: Server, tmp_path: Path) -> None:
+    server.headers = ETAG
+    (tmp_path / "file.part").write_bytes(b"something else")
+    (tmp_path / "file.part.json").write_text("{}")
+    get(tmp_path / "file", server.url("file"), sha256=None)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_whole_part_is_put_in_place(server: Server, tmp_path: Path) -> None:
+    """A process that was killed between the last byte and the renaming leaves that."""
+    server.headers = ETAG
+    interrupt(server, tmp_path / "file")
+    (tmp_path / "file.part").write_bytes(CONTENT)
+    get(tmp_path / "file", server.url("file"), sha256=None)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert not server.requests
+
+
+def test_an_answer_that_begins_elsewhere(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(CONTENT[:1000])
+    with pytest.raises(UldmError, match="another part of the file than was asked for"):
+        get(tmp_path / "file", server.url("no-content-range"))
+
+
+def test_a_web_page_is_not_the_file(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(CONTENT[:1000])
+    with pytest.raises(UldmError, match="a web page instead of the file"):
+        get(tmp_path / "file", server.url("page"))
+    assert (tmp_path / "file.part").read_bytes() == CONTENT[:1000]
+    server.content = b"\n<!DOCTYPE html><html><body>Please log in"
+    with pytest.raises(UldmError, match="a web page instead of the file"):
+        get(tmp_path / "other", server.url("file"), sha256=None)
+    assert not (tmp_path / "other").exists()
 
 
 def test_server_without_ranges(server: Server, tmp_path: Path) -> None:
@@ -170,16 +268,24 @@ def test_nobody_listens(tmp_path: Path, server: Server) -> None:
 
 
 def test_redirect(server: Server, tmp_path: Path) -> None:
-    get(tmp_path / "file", server.url("moved"))
+    get(tmp_path / "file", server.url("to?/there"))
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
 def test_only_http_even_after_a_redirect(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not an http or https address"):
         get(tmp_path / "file", "file:///etc/passwd")
-    with pytest.raises(UldmError, match="could not be downloaded"):
-        get(tmp_path / "file", server.url("to-a-file"))
+    for target in ("file:///etc/passwd", "ftp://127.0.0.1/file"):
+        with pytest.raises(UldmError, match=r"could not be downloaded \(127\.0\.0\.1: .*(?i:redirect).*" + target):
+            get(tmp_path / "file", server.url(f"to?{target}"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_redirect_does_not_give_up_encryption() -> None:
+    request = urllib.request.Request("https://example.org/a")
+    headers = http.client.HTTPMessage()
+    with pytest.raises(fetch._Failed, match=r"redirects to http://example\.org/b, and http is not followed from https"):
+        fetch._Redirects().redirect_request(request, BytesIO(), 302, "Found", headers, "http://example.org/b")
 
 
 def test_offline(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Sets of images to train on and to measure with. `build()` opens the set and gives a core.data.ImageSet."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -75,7 +74,7 @@ class _MnistLike(Dataset):
 
     def _files(self, *stems: str) -> list[Path]:
         if self.root is None:
-            folder = _cache() / self.name.lower() / self.name / "raw"
+            folder = fetch.cache("data") / self.name.lower() / self.name / "raw"
             return [self._find([folder], stem) or self._download(folder / f"{stem}.gz") for stem in stems]
         root = Path(self.root).expanduser()
         found = []
@@ -152,7 +151,3 @@ class Tiny(Dataset):
         part = slice(self.columns) if self.train else slice(self.columns, None)
         images, labels = tiles[:, part].reshape(-1, _PIXELS, _PIXELS), labels[:, part].reshape(-1)
         return ArrayImages(images, labels, classes=CLOTHES, size=self.size, channels=self.channels)
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uldm" / "data"
