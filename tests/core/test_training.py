@@ -19,7 +19,8 @@ from uldm_cli.core.noise import PerSampleNoise
 from uldm_cli.core.tasks import AutoencoderTask, DiffusionTask, ReconstructionWeights
 from uldm_cli.core.training import STREAM_FLIP, Optimization, Task, Trainer, to_float
 from uldm_cli.core.vqvae import VQVAE
-from uldm_cli.formats.native import load_tensors, save_tensors
+from uldm_cli.formats.native import load_tensors
+from uldm_cli.formats.tensors import write_safetensors
 from uldm_cli.specs.autoencoders import VQVAE as VQVAESpec
 from uldm_cli.specs.models import LatentDiffusionModel
 from uldm_cli.specs.samplers import DDIM
@@ -120,7 +121,7 @@ def test_resumed_is_the_same_bit_for_bit(make, tmp_path: Path) -> None:
 
     first = trainer(make())
     list(islice(first.fit(batches()), 10))
-    save_tensors(tmp_path / "state.safetensors", everything(first), {})
+    write_safetensors(tmp_path / "state.safetensors", everything(first), {})
 
     second = trainer(make(seed=1))
     second.task.load_state_dict(load_tensors(tmp_path / "state.safetensors", "task."))

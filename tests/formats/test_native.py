@@ -21,7 +21,8 @@ from torch import Tensor, nn
 import uldm_cli
 from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.formats.checkpoint import Header
-from uldm_cli.formats.native import load_into, load_tensors, read_header, save, save_tensors
+from uldm_cli.formats.native import load_into, load_tensors, read_header, save
+from uldm_cli.formats.tensors import TensorRef, write_safetensors
 
 CONFIG = {"autoencoder": {"kind": "vqvae", "down_channels": [8, 16]}, "image_size": 16, "name": "Grüße"}
 
@@ -306,7 +307,7 @@ def test_metadata_that_is_not_ours(metadata: object, file: Path) -> None:
 
 def test_safetensors_file_of_somebody_else(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    save_tensors(path, {"a": torch.zeros(2)}, {})
+    write_safetensors(path, {"a": torch.zeros(2)}, {})
     message = refused(lambda: read_header(path), path)
     assert message.endswith("is a safetensors file, but not a checkpoint of uldm. Name one that `uldm ... train` wrote")
 
@@ -369,13 +370,15 @@ def test_any_text_as_header_is_refused(tmp_path: Path, text: bytes) -> None:
 
 
 def test_tensors_that_differ_are_named_with_both_shapes(file: Path) -> None:
-    """The first three of four, in the module's order and then the file's."""
-    other = nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(4), nn.Linear(2, 2))
+    """The first ten of eleven, in the module's order and then the file's."""
+    layers = [nn.Linear(2, 2) for _ in range(4)]
+    other = nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.BatchNorm2d(4), *layers, nn.Linear(2, 2, bias=False))
     message = refused(lambda: load_into(other, file, "model"), file)
-    assert "was made for another config: 4 tensors differ, first " in message
+    assert "was made for another config: 11 tensors differ, first " in message
     assert "model.0.weight is [4, 3, 3, 3] in the file and [5, 3, 3, 3] by the config; " in message
     assert "model.2.weight is missing in the file and [2, 2] by the config; " in message
-    assert "model.2.bias is missing in the file and [2] by the config. " in message
+    assert "model.6.weight is missing in the file and [2, 2] by the config. " in message
+    assert message.count("in the file") == 10
     assert "0.bias" not in message
 
 
@@ -383,7 +386,7 @@ def test_tensor_too_many_is_named(file: Path) -> None:
     message = refused(lambda: load_into(model()[:1], file, "model"), file)
     assert "5 tensors differ, first model.1." in message
     assert " is [4] in the file and missing by the config" in message
-    assert message.count("in the file") == 3
+    assert message.count("in the file") == 5
 
 
 def test_a_module_that_does_not_fit_is_left_as_it_was(file: Path) -> None:
@@ -461,9 +464,11 @@ def test_killed_while_saving_leaves_the_old_file_and_the_next_save_clears_up(fil
 def test_failure_in_between_removes_the_temporary_file(file: Path) -> None:
     """A value that has no place in a file is a bug of the caller, and is raised as it is."""
     before = file.read_bytes()
-    shared = torch.zeros(4)
-    with pytest.raises(RuntimeError, match="share memory"):
-        save(file, Header("autoencoder", {}), {"model": {"a": shared, "b": shared}})
+    whole, half = torch.zeros(4), TensorRef((4,), "F32", lambda: torch.zeros(2))
+    with pytest.raises(ValueError, match=r"b was to be F32 \(4,\), and is torch.float32 \(2,\)"):
+        write_safetensors(file, {"a": whole, "b": half}, {})
+    with pytest.raises(TypeError, match="cannot hold torch[.]complex128"):
+        save(file, Header("autoencoder", {}), {"model": {"a": torch.zeros(4, dtype=torch.complex128)}})
     assert file.read_bytes() == before
     assert os.listdir(file.parent) == [file.name]
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from uldm_cli.errors import ConfigError, UldmError, UsageError
-from uldm_cli.formats.native import save_tensors
+from uldm_cli.formats.tensors import write_safetensors
 from uldm_cli.runs import vqvae_train
 from uldm_cli.runs.metrics import Means, read_lines
 from uldm_cli.specs.training import AutoencoderTraining
@@ -47,7 +47,7 @@ def test_damage_to_the_only_checkpoint_is_told_in_a_dry_run_too(training, name, 
     elif damage == "missing":
         file.unlink()
     elif damage == "no checkpoint":
-        save_tensors(file, {"a": torch.zeros(1)}, {})
+        write_safetensors(file, {"a": torch.zeros(1)}, {})
     else:
         training.interrupt(vqvae(), tmp_path / "other", 4)
         shutil.copy(tmp_path / "other" / "checkpoints" / "step-00000004" / file.name, file)

@@ -5,16 +5,13 @@ Tensors are named `<part>.<key>`: `model.*` and `ema.*` of an autoencoder; `auto
 """
 
 import json
-import math
-import os
-import struct
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from uldm_cli.errors import ConfigError, UldmError
-from uldm_cli.formats.checkpoint import KINDS, Header
+from uldm_cli.errors import ConfigError
+from uldm_cli.formats.checkpoint import KINDS, Checkpoint, Header
+from uldm_cli.formats.tensors import Tensors, open_safetensors, read_raw_header, write_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,14 +19,6 @@ if TYPE_CHECKING:
 KEY = "uldm"
 FIELDS = {"kind": str, "config": dict, "training": dict, "step": int}
 """What is written under that key of the file's metadata, as JSON."""
-LARGEST_HEADER = 100_000_000  # the format's own limit
-ITEM_BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
-    **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
-}
-"""Size of a tensor's element, by the format's name for its type."""
 
 
 def read_header(path: Path) -> Header:
@@ -38,7 +27,7 @@ def read_header(path: Path) -> Header:
     Raises:
         ConfigError: no such file, a folder, truncated, or not a checkpoint of uldm.
     """
-    raw = _raw_header(path)
+    raw = read_raw_header(path)[0]
     try:
         said = {"training": {}, "step": 0} | json.loads(raw["__metadata__"][KEY])
         if not all(isinstance(said[name], kind) for name, kind in FIELDS.items()):
@@ -53,48 +42,22 @@ def read_header(path: Path) -> Header:
     return Header(**{name: said[name] for name in FIELDS}, tensors=tensors)
 
 
-def _raw_header(path: Path) -> dict[str, Any]:
-    """The JSON at the start of a safetensors file: 8 bytes of length, then the text (the format's specification)."""
-    try:
-        if path.is_dir():
-            raise ConfigError(f"{path} is a folder, not a checkpoint", "Name the .safetensors file or a run's folder")
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(8)
-            if len(start) < 8 or (length := struct.unpack("<Q", start)[0]) > LARGEST_HEADER:
-                raise ValueError
-            raw = json.loads(file.read(length))
-            if not isinstance(raw, dict):
-                raise ValueError
-            told = 8 + length + _data_length([raw[name] for name in raw if name != "__metadata__"])
-    except FileNotFoundError:
-        raise ConfigError(f"there is no checkpoint {path}", "Check the path") from None
-    except OSError as e:
-        raise ConfigError(f"{path} cannot be read: {e.strerror}", "Check the path and its permissions") from e
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        what = "is not a safetensors file, or its start is damaged"
-        raise ConfigError(f"{path} {what}", "Fetch or save it again") from None
-    if size != told:
-        what = "truncated" if size < told else "damaged"
-        raise ConfigError(f"{path} is {what}: {size:,} bytes, and its header tells of {told:,}", "Fetch it again")
-    return raw
-
-
-def _data_length(entries: list[dict[str, Any]]) -> int:
-    """Bytes of all tensors that a header tells of. They lie one after the other, each as long as its shape says.
+def read(path: Path) -> Checkpoint:
+    """A checkpoint of ours, with none of its tensors read yet.
 
     Raises:
-        ValueError, TypeError, KeyError: the header tells of anything else.
+        ConfigError: no such file, a folder, truncated, or not a checkpoint of uldm.
     """
-    position = 0
-    for entry in sorted(entries, key=lambda entry: entry["data_offsets"]):
-        (begin, end), shape = entry["data_offsets"], entry["shape"]
-        if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
-            raise ValueError
-        if begin != position or end - begin != math.prod(shape) * ITEM_BYTES[entry["dtype"]]:
-            raise ValueError
-        position = end
-    return position
+    return Checkpoint(path, "uldm", read_header(path), open_safetensors(path)[1])
+
+
+def write(checkpoint: Checkpoint, path: Path) -> None:
+    """Writes a model of any layout as one of ours, a tensor at a time.
+
+    Raises:
+        UldmError: the disk is full, the folder cannot be written to, or the source cannot be read.
+    """
+    write_safetensors(path, checkpoint.tensors, _metadata(checkpoint.header))
 
 
 def save(path: Path, header: Header, parts: Mapping[str, "Mapping[str, Tensor]"]) -> None:
@@ -103,65 +66,53 @@ def save(path: Path, header: Header, parts: Mapping[str, "Mapping[str, Tensor]"]
     Raises:
         UldmError: the disk is full, or the folder cannot be written to.
     """
-    said = {"kind": header.kind, "config": header.config, "training": header.training, "step": header.step}
     tensors = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
-    save_tensors(path, tensors, {KEY: json.dumps(said)})
+    write_safetensors(path, tensors, _metadata(header))
 
 
-def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[str, str]) -> None:
-    """Writes a safetensors file under a temporary name, syncs it and renames it."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # safetensors makes files that only their owner can read
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
-        temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as e:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(e, OSError | SafetensorError):
-            raise UldmError(f"{path} could not be written: {e}", "What was saved before is whole") from e
-        raise
+def _metadata(header: Header) -> dict[str, str]:
+    return {KEY: json.dumps({name: getattr(header, name) for name in FIELDS})}
 
 
 def load_tensors(path: Path, prefix: str = "") -> "dict[str, Tensor]":
-    """The tensors of a safetensors file whose names begin with `prefix`, without it; on the CPU."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  # not a mapping
-            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as e:
-        raise ConfigError(f"{path} cannot be read: {e}", "Fetch or save it again") from e
+    """The tensors of a safetensors file whose names begin with `prefix`, without it; copied to the CPU's memory."""
+    tensors = open_safetensors(path)[1]
+    return {name.removeprefix(prefix): ref.read().clone() for name, ref in tensors.items() if name.startswith(prefix)}
 
 
 def load_into(module: "nn.Module", path: Path, part: str) -> None:
-    """Loads one part of a checkpoint into a module that its config made.
+    """Loads one part of a checkpoint into a module that its config made. As `load_part`."""
+    load_part(module, open_safetensors(path)[1], part, path)
+
+
+def load_part(module: "nn.Module", tensors: Tensors, part: str, place: Path | str) -> None:
+    """Loads the tensors named `<part>.<key>` into a module that a config made, one after the other.
+
+    Args:
+        module: keeps its types, memory formats and devices.
+        tensors: of the whole model.
+        part: the name's beginning, without the dot.
+        place: where the tensors are from, for the message.
 
     Raises:
-        ConfigError: the tensors are not those that the module has; the first three that differ are named.
+        ConfigError: the tensors are not those that the module has; the first ten that differ are named.
     """
-    state = load_tensors(path, f"{part}.")
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    differing = [name for name in expected | found if expected.get(name) != found.get(name)]
+    found = {name.removeprefix(f"{part}."): ref for name, ref in tensors.items() if name.startswith(f"{part}.")}
+    state: dict[str, Tensor] = module.state_dict()
+    shapes = {name: ref.shape for name, ref in found.items()}
+    expected = {name: tuple(value.shape) for name, value in state.items()}
+    differing = [name for name in expected | shapes if expected.get(name) != shapes.get(name)]
     if differing:
         first = "; ".join(
-            f"{part}.{name} is {_shape(found.get(name))} in the file and {_shape(expected.get(name))} by the config"
-            for name in differing[:3]
+            f"{part}.{name} is {_shape(shapes.get(name))} in the file and {_shape(expected.get(name))} by the config"
+            for name in differing[:10]
         )
         raise ConfigError(
-            f"{path} was made for another config: {len(differing)} tensors differ, first {first}",
+            f"{place} was made for another config: {len(differing)} tensors differ, first {first}",
             "Use the config it was made with",
         )
-    module.load_state_dict(state)
+    for name, value in state.items():  # tensors that share the module's memory: no second copy of it is made
+        value.copy_(found[name].read())
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from uldm_cli import console
 from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.formats.checkpoint import KINDS, Header
-from uldm_cli.formats.native import load_into, load_tensors, read_header, save, save_tensors
+from uldm_cli.formats.native import load_into, load_tensors, read_header, save
+from uldm_cli.formats.tensors import write_safetensors
 from uldm_cli.runs.checkpoints import MODEL, Checkpoints
 from uldm_cli.runs.files import writable_folder, write_png
 from uldm_cli.runs.metrics import Line, Means, append_line, forget_after, not_finite, read_lines
@@ -359,7 +360,7 @@ class _Run:
 
         def write(folder: Path) -> None:
             save(folder / MODEL, header, parts)
-            save_tensors(folder / STATE, state, {STATE_KEY: json.dumps(said)})
+            write_safetensors(folder / STATE, state, {STATE_KEY: json.dumps(said)})
 
         try:
             self.checkpoints.save(step, write)
