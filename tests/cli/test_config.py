@@ -143,7 +143,7 @@ def test_new_overwrites_nothing(config: Callable[..., Result]) -> None:
 def test_schema_of_one_and_of_all(config: Callable[..., Result]) -> None:
     code, out, _ = config("schema", "ldm-sample")
     assert code == 0
-    assert json.loads(out)["properties"]["sampler"]["anyOf"][0]["enum"] == ["ddim", "ddpm"]
+    assert json.loads(out)["properties"]["sampler"]["anyOf"][0]["enum"] == ["ddim", "ddpm", "plms"]
     assert config("schema", "--all", "s")[0] == 0
     assert {path.name for path in Path("s").iterdir()} == {f"{kind}.json" for kind in KINDS}
     assert Path("s/ldm-sample.json").read_text() == out

@@ -19,6 +19,7 @@ from uldm_cli import registry
 from uldm_cli.core.denoiser import Denoiser
 from uldm_cli.core.images import to_uint8
 from uldm_cli.core.latent import LatentDiffusion
+from uldm_cli.core.noise import PerSampleNoise
 from uldm_cli.errors import ConfigError, PluginError, UldmError, UsageError
 from uldm_cli.formats.checkpoint import Header
 from uldm_cli.formats.native import load_tensors, read_header, save
@@ -74,7 +75,7 @@ def psnr(a, b):
 def steps_of(spec, seeds):
     """What the run should have drawn, straight from the core."""
     model = load_latent_diffusion(resolve(spec.model), weights=spec.weights)
-    return model, list(walk(model, spec.sampler, seeds))
+    return model, list(walk(model, spec.sampler, PerSampleNoise(seeds, model.latent_shape)))
 
 
 def test_one_sample_lies_flat_with_an_image_and_a_latent_a_logged_step(config, out):

@@ -23,26 +23,12 @@ def test_nothing_given_is_the_documented_default():
     assert spec.sampler == DDIM(steps=200, eta=1.0)
     assert (spec.model, spec.weights, spec.num, spec.seed, spec.show) == (None, "ema", 1, 1125, "x_t")
     assert spec.save == ("image", "latent")
-    assert spec.logged == (40, 80, 120, 160, 200)
+    assert spec.step_size == 40
     assert list(spec.sample_seeds) == [1125]
 
 
-@pytest.mark.parametrize(
-    ("steps", "size", "logged"),
-    [
-        (200, 60, (60, 120, 180, 200)),
-        (200, 200, (200,)),
-        (200, 0, (200,)),
-        (3, 1, (1, 2, 3)),
-        (1, 1, (1,)),
-    ],
-)
-def test_multiples_of_the_step_size_and_always_the_last_are_logged(steps, size, logged):
-    assert make(sampler={"kind": "ddim", "steps": steps}, step_size=size).logged == logged
-
-
 def test_the_default_step_size_fits_fewer_steps():
-    assert make(sampler={"kind": "ddim", "steps": 25}).logged == (25,)
+    assert make(sampler={"kind": "ddim", "steps": 25}).step_size == 25
 
 
 @pytest.mark.parametrize(
@@ -98,6 +84,13 @@ def test_seeds_that_mean_nothing_are_refused(text):
         ({"save": "latent", "step_size": 0}, "save", "final images only"),
         ({"device": "gpu"}, "device", "pattern"),
         ({"precision": "fp16"}, "precision", "'fp32'"),
+        ({"sampler": {"kind": "plms", "eta": 0}}, "sampler.eta", "Extra inputs"),
+        ({"sampler": {"kind": "ddim", "spacing": "quad"}}, "sampler.spacing", "'uniform' or 'compvis'"),
+        ({"sampler": {"kind": "ddpm", "spacing": "compvis"}}, "sampler.spacing", "Extra inputs"),
+        ({"rng": "global"}, "rng", "'per-sample' or 'compvis'"),
+        ({"rng": "compvis", "seeds": "3,7"}, "rng", "cannot go with --seeds"),
+        ({"rng": "compvis", "deterministic": True}, "rng", "cannot go with --deterministic"),
+        ({"height": 0}, "height", "greater than or equal to 1"),
         ({"step_sise": 4}, "step_sise", "Extra inputs"),
     ],
 )
@@ -126,4 +119,11 @@ def test_the_config_is_frozen():
 def test_a_difference_needs_two_logged_steps() -> None:
     with pytest.raises(ValidationError, match="a difference needs two logged steps"):
         Sampling.model_validate({"step_size": 200, "save": ["image-diff"]})
-    assert Sampling.model_validate({"step_size": 200, "save": ["image", "image-diff"]}).logged == (200,)
+    assert Sampling.model_validate({"step_size": 200, "save": ["image", "image-diff"]}).step_size == 200
+
+
+def test_only_a_model_can_tell_how_many_steps_the_published_spacing_makes():
+    """So a step size that looks too large here need not be: 400 of 1000 timesteps makes 500."""
+    sampler = {"kind": "ddim", "steps": 400, "spacing": "compvis"}
+    assert make(sampler=sampler, step_size=450).step_size == 450
+    assert make(sampler=sampler, step_size=400, save="image-diff").step_size == 400

@@ -48,6 +48,36 @@ Seeds = Annotated[
         rich_help_panel="Sampling",
     ),
 ]
+Spacing = Annotated[
+    str | None,
+    typer.Option(
+        "--spacing",
+        metavar="uniform|compvis",
+        help="Of timesteps: exactly --total-steps, or the published code's, often more.",
+        rich_help_panel="Sampling",
+    ),
+]
+Rng = Annotated[
+    str | None,
+    typer.Option(
+        "--rng",
+        metavar="NAME",
+        help="compvis: the published code's draws of --seed; another --batch-size or type of device gives others.",
+        rich_help_panel="Sampling",
+    ),
+]
+Height = Annotated[
+    int | None,
+    typer.Option(
+        "--height", metavar="N", help="Of the images, in pixels (default: the model's).", rich_help_panel="Sampling"
+    ),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(
+        "--width", metavar="N", help="Of the images, in pixels (default: the model's).", rich_help_panel="Sampling"
+    ),
+]
 Show = Annotated[
     str | None,
     typer.Option(
@@ -104,9 +134,13 @@ def _add(verb: str, about: str, examples: str) -> None:
         total_steps: TotalSteps = None,
         step_size: StepSize = None,
         eta: Eta = None,
+        spacing: Spacing = None,
+        height: Height = None,
+        width: Width = None,
         num: Num = None,
         seed: Seed = None,
         seeds: Seeds = None,
+        rng: Rng = None,
         deterministic: Deterministic = False,
         show: Show = None,
         save: Save = None,
@@ -131,10 +165,14 @@ def _add(verb: str, about: str, examples: str) -> None:
             "sampler": sampler,
             "sampler.steps": Flag("--total-steps", total_steps),
             "sampler.eta": eta,
+            "sampler.spacing": spacing,
             "step_size": step_size,
+            "height": height,
+            "width": width,
             "num": num,
             "seed": seed,
             "seeds": seeds,
+            "rng": rng,
             "deterministic": deterministic or None,
             "show": show,
             "save": save,
@@ -179,7 +217,7 @@ def _show_plan(verb: str, plan: "Plan") -> None:
         title=f"To be written to {plan.folder}",
         columns=COLUMNS,
         rows=_rows(plan, files),
-        summary=f"{_samples(plan.spec.num)} of {plan.spec.steps} steps in {batches}, "
+        summary=f"{_samples(plan.spec.num)} of {plan.steps} steps in {batches}, "
         f"from {plan.model.name}; nothing was written",
     )
 
@@ -195,7 +233,7 @@ def _show_result(verb: str, result: "Result") -> None:
     }
     if result.computed:
         summary = (
-            f"{_samples(result.computed)} of {plan.spec.steps} steps in {seconds:.1f} s on {result.device}: "
+            f"{_samples(result.computed)} of {plan.steps} steps in {seconds:.1f} s on {result.device}: "
             f"{result.steps_per_second:.1f} steps/s, {result.images_per_second:.2f} images/s"
         )
     else:
@@ -219,9 +257,9 @@ def _described(verb: str, plan: "Plan", files: "Sequence[tuple[str, Path]]") -> 
         "config": plan.folder / plan.record,
         "model": {"name": plan.model.name, "path": plan.model.path, "weights": spec.weights},
         "sampler": spec.sampler.model_dump(mode="json"),
-        "steps": spec.steps,
-        "logged": spec.logged,
-        "seeds": list(spec.sample_seeds),
+        "steps": plan.steps,
+        "logged": plan.logged,
+        "seeds": [spec.seed] if spec.rng == "compvis" else list(spec.sample_seeds),
         "files": [{"kind": kind, "path": path} for kind, path in files],
     }
 

@@ -44,7 +44,10 @@ Weights = Annotated[
 TotalSteps = Annotated[
     int | None,
     typer.Option(
-        "--total-steps", metavar="N", help="Steps of the sampler (default: 200; ddpm: 1000).", rich_help_panel=_SAMPLING
+        "--total-steps",
+        metavar="N",
+        help="Steps of the sampler (default: 200; plms: 50; ddpm: 1000).",
+        rich_help_panel=_SAMPLING,
     ),
 ]
 StepSize = Annotated[
@@ -64,7 +67,9 @@ Eta = Annotated[
 ]
 Sampler = Annotated[
     str | None,
-    typer.Option("--sampler", metavar="KIND", help="The sampler: ddim, ddpm or a plugin's.", rich_help_panel=_SAMPLING),
+    typer.Option(
+        "--sampler", metavar="KIND", help="The sampler: ddim, plms, ddpm or a plugin's.", rich_help_panel=_SAMPLING
+    ),
 ]
 Num = Annotated[
     int | None,

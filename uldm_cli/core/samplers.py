@@ -144,7 +144,7 @@ def plms(
         x0, eps = denoise(x_in, t)
         if before:
             factors = _ADAMS_BASHFORTH[len(before)]
-            direction = sum(factor * past for factor, past in zip(factors, (eps, *before), strict=True))
+            direction = torch.stack([f * past for f, past in zip(factors, (eps, *before), strict=True)]).sum(0)
         else:
             again = s if len(timesteps) > 2 else t
             ahead = _along(eps, schedule, x_in, t, s)

@@ -52,20 +52,20 @@ def grid(plan: Plan, *, resume: bool = False) -> Result:
     trajectories = Trajectories(plan)
     write_record(plan.folder, plan.record, plan.spec)
     start = time.perf_counter()
-    _write(plan, _compute(plan, trajectories), trajectories.image_size)
+    _write(plan, _compute(plan, trajectories), plan.image_size)
     return Result(plan, files, plan.spec.num, str(trajectories.device), time.perf_counter() - start)
 
 
 def _compute(plan: Plan, trajectories: Trajectories) -> Rows:
     """For each kind a row of cells a sample, in the order of their indices."""
     rows: Rows = {kind: [[] for _ in range(plan.spec.num)] for kind in plan.pictures}
-    total = plan.spec.num * plan.spec.steps
+    total = plan.spec.num * plan.steps
     with console.progress(total, "sampling", "steps") as progress, trajectories.repeatable():
         for batch in plan.batches:
             before: Frame | None = None
             for frame in trajectories.frames(batch, progress):
                 for kind in plan.pictures:
-                    cells = _cells(kind, before, frame, trajectories.image_size)
+                    cells = _cells(kind, before, frame, plan.image_size)
                     for index, cell in zip(batch, cells, strict=False):
                         rows[kind][index].append(cell)
                 before = frame
@@ -87,10 +87,16 @@ def _write(plan: Plan, rows: Rows, size: tuple[int, int]) -> None:
         if kind == SCALES:
             save_scales(path, scales)
             continue
-        pictures, about = rows[kind], {"seeds": ",".join(map(str, plan.spec.sample_seeds))}
+        pictures, about = rows[kind], _drawn_from(plan)
         if kind.endswith("-diff"):
             scale = scales[path.name] = max(largest(cell) for row in pictures for cell in row)
             pictures = [[draw_difference(kind, cell, size, scale) for cell in row] for row in pictures]
             about["scale"] = f"{scale:.9g}"
-        labels = [column_label(steps) for steps in columns(kind, plan.spec.logged)]
+        labels = [column_label(steps) for steps in columns(kind, plan.logged)]
         write_png(path, draw_grid(pictures, labels), about)
+
+
+def _drawn_from(plan: Plan) -> dict[str, str]:
+    if plan.spec.rng == "compvis":
+        return {"rng": "compvis", "seed": str(plan.spec.seed)}
+    return {"seeds": ",".join(map(str, plan.spec.sample_seeds))}

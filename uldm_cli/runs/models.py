@@ -29,7 +29,7 @@ class ModelFile:
     """What people call it: the reference itself."""
 
 
-def resolve(reference: str | None, kind: str = "latent-diffusion") -> ModelFile:
+def resolve(reference: str | None, kind: str = "latent-diffusion", config: Path | None = None) -> ModelFile:
     """The checkpoint that a reference means: a path to one, a run's folder, or an embedded name; None is `fruits64`.
 
     Needs no torch. A latent diffusion model serves as the autoencoder that it holds, too.

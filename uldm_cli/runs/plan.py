@@ -8,9 +8,11 @@ from pathlib import Path
 from uldm_cli.errors import ConfigError
 from uldm_cli.runs.models import ModelFile, model_config, resolve
 from uldm_cli.runs.outdir import choose_outdir
-from uldm_cli.specs.load import load_config
+from uldm_cli.specs.load import Flag, load_config
 from uldm_cli.specs.models import LatentDiffusionModel
-from uldm_cli.specs.sampling import Sampling, model_reference
+from uldm_cli.specs.samplers import Spaced
+from uldm_cli.specs.sampling import Reference, Sampling, model_reference
+from uldm_cli.specs.yamlfile import read_yaml
 
 SCALES = "differences"
 LONGEST_NAME = 200
@@ -25,6 +27,15 @@ class Plan:
     folder: Path
     record: str
     """Name of the file in `folder` that keeps the resolved config."""
+    steps: int
+    """How many the sampler makes of the model's timesteps."""
+    image_size: tuple[int, int]
+    """Height and width."""
+
+    @property
+    def logged(self) -> tuple[int, ...]:
+        """The completed steps that are written: the multiples of the step size, and always the last."""
+        return logged_steps(self.steps, self.spec.step_size)
 
     @property
     def batches(self) -> list[range]:
@@ -54,14 +65,14 @@ class Plan:
 
     def scales_path(self, folder: Path) -> Path | None:
         """Where the scales of the differences in a folder are written, if there are any."""
-        differences = any(columns(kind, self.spec.logged) for kind in self.pictures if kind.endswith("-diff"))
+        differences = any(columns(kind, self.logged) for kind in self.pictures if kind.endswith("-diff"))
         name = f"{SCALES}.json" if self.record == "sample.yaml" else f"grid_{SCALES}.json"
         return folder / name if differences else None
 
     def sample_files(self, index: int) -> Iterator[tuple[str, Path]]:
         """Every file of a sample, with its kind."""
         for kind in self.pictures:
-            for steps in columns(kind, self.spec.logged):
+            for steps in columns(kind, self.logged):
                 yield kind, self.picture_path(kind, index, steps)
         scales = self.scales_path(self.sample_folder(index))
         if scales:
@@ -77,20 +88,52 @@ class Plan:
     def grid_files(self) -> Iterator[tuple[str, Path]]:
         """Every file of a grid, with its kind."""
         for kind in self.pictures:
-            if columns(kind, self.spec.logged):
-                yield kind, self.folder / grid_name(kind, self.spec.logged, self.spec.step_size)
+            if columns(kind, self.logged):
+                yield kind, self.folder / grid_name(kind, self.logged, self.spec.step_size)
         scales = self.scales_path(self.folder)
         if scales:
             yield SCALES, scales
+
+    def drawn_from(self, index: int) -> dict[str, str]:
+        """What a sample's picture says of its random numbers."""
+        if self.spec.rng == "compvis":
+            return {"rng": "compvis", "seed": str(self.spec.seed), "sample": str(index)}
+        return {"seed": str(self.spec.sample_seeds[index])}
 
     def _number(self, index: int) -> str:
         return f"{index:0{max(5, len(str(self.spec.num - 1)))}d}"
 
 
+def logged_steps(steps: int, step_size: int) -> tuple[int, ...]:
+    """The multiples of the step size below the number of steps, and that itself; of step size 0 only that."""
+    return (*range(step_size, steps, step_size), steps) if step_size else (steps,)
+
+
 def read_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str, object]) -> Sampling:
-    """The config of a command line, over what the model's own header says of how to sample from it."""
-    model = resolve(model_reference(path, overrides, flags.get("model")))
-    return load_config(Sampling, path, overrides, flags, base=model_config(model, LatentDiffusionModel).sample)
+    """The config of a command line, over what the model's own header says of how to sample from it.
+
+    The YAML of a published checkpoint may stand in the place of the config.
+    """
+    if path is not None and _is_published(path):
+        path, flags = None, {**flags, "checkpoint_config": Flag("--config", str(path))}
+    given = model_reference(path, overrides, flags)
+    if given.checkpoint_config is not None and given.model is None:
+        raise ConfigError(
+            f"{given.checkpoint_config} describes a published checkpoint, and none is given",
+            "Name it with --checkpoint",
+        )
+    base = model_config(_resolve(given), LatentDiffusionModel).sample
+    return load_config(Sampling, path, overrides, flags, base=base)
+
+
+def _is_published(path: Path) -> bool:
+    """Whether a YAML is that of a published checkpoint: its `model` names a class, as `target`; ours name none."""
+    model = read_yaml(path, targets=True)[0].get("model")
+    return isinstance(model, dict) and "target" in model
+
+
+def _resolve(named: Reference | Sampling) -> ModelFile:
+    return resolve(named.model, config=Path(named.checkpoint_config) if named.checkpoint_config else None)
 
 
 def make_plan(spec: Sampling, outdir: Path | None, default: Path, record: str) -> Plan:
@@ -103,23 +146,61 @@ def make_plan(spec: Sampling, outdir: Path | None, default: Path, record: str) -
         record: `sample.yaml` or `grid.yaml`.
 
     Raises:
-        ConfigError: the model cannot be sampled from, or not in so many steps; the folder cannot be written to.
+        ConfigError: the model cannot be sampled from, or not in so many steps or at that size; the folder cannot be
+            written to.
     """
-    model = resolve(spec.model)
-    _check_model(spec, model)
-    return Plan(spec, model, choose_outdir(outdir, default, record, spec), record)
+    file = _resolve(spec)
+    model = _checked(spec, file)
+    steps, size = _steps(spec, model, file.name), _image_size(spec, model, file.name)
+    return Plan(spec, file, choose_outdir(outdir, default, record, spec), record, steps, size)
 
 
-def _check_model(spec: Sampling, model: ModelFile) -> None:
-    if spec.weights not in model.header.weights:
-        has = ", ".join(model.header.weights)
-        raise ConfigError(f"weights={spec.weights}: {model.path} holds no such weights", f"It has: {has}")
-    timesteps = getattr(model_config(model, LatentDiffusionModel).schedule, "timesteps", None)
-    if timesteps is not None and spec.steps > timesteps:
+def _checked(spec: Sampling, file: ModelFile) -> LatentDiffusionModel:
+    """The model's config, if it has what the run needs."""
+    if spec.weights not in file.header.weights:
+        has = ", ".join(file.header.weights)
+        raise ConfigError(f"weights={spec.weights}: {file.path} holds no such weights", f"It has: {has}")
+    model = model_config(file, LatentDiffusionModel)
+    if model.conditioning is not None:
         raise ConfigError(
-            f"{spec.steps} steps are more than the {timesteps} timesteps of {model.name}",
+            f"{file.name} needs a condition ({model.conditioning}), and this command gives none",
+            "It samples from unconditional models",
+        )
+    return model
+
+
+def _steps(spec: Sampling, model: LatentDiffusionModel, name: str) -> int:
+    """How many steps the sampler really makes, and that they can be taken and logged as asked."""
+    asked: int = spec.sampler.steps  # type: ignore[attr-defined]  # every sampler has it: the config was validated
+    timesteps: int | None = getattr(model.schedule, "timesteps", None)
+    if timesteps is None:
+        return asked
+    if asked > timesteps:
+        raise ConfigError(
+            f"{asked} steps are more than the {timesteps} timesteps of {name}",
             f"--total-steps can be {timesteps} at most",
         )
+    if not isinstance(spec.sampler, Spaced):
+        return asked
+    steps = len(spec.sampler.timesteps(timesteps)) - 1
+    if spec.step_size > steps:
+        raise ConfigError(f"--step-size {spec.step_size}: it is greater than the total of {steps} steps")
+    if spec.step_size == steps and all(kind.endswith("-diff") for kind in spec.save):
+        raise ConfigError(f"--save: a difference needs two logged steps, and a step size of {steps} logs only the last")
+    return steps
+
+
+def _image_size(spec: Sampling, model: LatentDiffusionModel, name: str) -> tuple[int, int]:
+    """Height and width of the images, which the networks can halve as often as they do."""
+    multiple = model.autoencoder.factor * model.backbone.factor
+    for flag, side in (("--height", spec.height), ("--width", spec.width)):
+        if side is not None and side % multiple:
+            near = max(round(side / multiple), 1) * multiple
+            raise ConfigError(
+                f"{flag} {side}: expected a multiple of {multiple}, which {name} needs", f"The nearest is {near}"
+            )
+    _, height, width = model.image_shape
+    return (spec.height or height, spec.width or width)
 
 
 def columns(kind: str, logged: Sequence[int]) -> list[tuple[int, ...]]:

@@ -48,7 +48,7 @@ class Result:
     @property
     def steps_per_second(self) -> float:
         """Steps a second, each sample's counted."""
-        return self.images_per_second * self.plan.spec.steps
+        return self.images_per_second * self.plan.steps
 
 
 def run(spec: Sampling, outdir: Path | None = None, *, config: Path | None = None, resume: bool = False) -> Result:
@@ -89,8 +89,13 @@ def resumable_since(plan: Plan) -> int | None:
     """When the run in the plan's folder began, in nanoseconds as files have it; None when there is none.
 
     Raises:
-        UsageError: the model has changed since, so going on would mix the images of two models.
+        UsageError: the model has changed since, so going on would mix the images of two models; or the draws cannot be
+            taken up in the middle.
     """
+    if plan.spec.rng == "compvis":
+        raise UsageError(
+            "--resume: with --rng compvis a batch's draws follow those of the batch before", "Leave --resume out"
+        )
     record = plan.folder / plan.record
     if not record.exists():
         return None
@@ -119,10 +124,10 @@ def made_since(begun: int, *files: Path) -> bool:
 
 
 def _compute(plan: Plan, trajectories: Trajectories, batches: list[range], archive: Path | None) -> None:
-    total = sum(map(len, batches)) * plan.spec.steps
+    total = sum(map(len, batches)) * plan.steps
     with console.progress(total, "sampling", "steps") as progress, Writer() as writer, trajectories.repeatable():
         for batch in batches:
-            pictures = BatchPictures(plan, batch, writer, trajectories.image_size)
+            pictures = BatchPictures(plan, batch, writer, plan.image_size)
             for frame in trajectories.frames(batch, progress):
                 pictures.add(frame)
             last = pictures.finish()
@@ -175,7 +180,7 @@ class BatchPictures:
             self._writer.submit(save_difference, path, kind, values, self._size, scale, about)
 
     def _about(self, index: int, step: str) -> dict[str, str]:
-        return {"seed": str(self._plan.spec.sample_seeds[index]), "step": step}
+        return {**self._plan.drawn_from(index), "step": step}
 
 
 def difference(kind: str, before: Frame, frame: Frame) -> NDArray[np.float32]:

@@ -10,14 +10,16 @@ from uldm_cli import registry
 from uldm_cli.errors import PluginError, UldmError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator
 
     import numpy as np
+    import torch
     from numpy.typing import NDArray
     from torch import Tensor
 
     from uldm_cli.console import Progress
     from uldm_cli.core.latent import LatentDiffusion
+    from uldm_cli.core.noise import BatchNoise, PerSampleNoise
     from uldm_cli.core.samplers import Step
     from uldm_cli.runs.plan import Plan
 
@@ -66,26 +68,34 @@ class Trajectories:
         from uldm_cli.runs.models import load_latent_diffusion
 
         spec = plan.spec
-        self.spec = spec
+        self.spec, self._logged = spec, plan.logged
         self.model: LatentDiffusion = load_latent_diffusion(
             plan.model, device=spec.device, precision=spec.precision, weights=spec.weights
         )
         self.device = next(self.model.parameters()).device
+        self._latent_shape = latent_shape(self.model, plan.image_size)
         # mypy sees only that it is a spec: what a sampler is built from is the plugin's own matter
         self._sampler: Any = spec.sampler
+        self._generator = generator_of(spec.seed, self.device) if spec.rng == "compvis" else None
         if spec.compile:
             self.model.denoiser.backbone.compile()
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the images."""
-        return self.model.image_shape[1:]
-
     def frames(self, batch: range, progress: Progress) -> Iterator[Frame]:
-        """The logged steps of the samples with these indices; counts every step of each sample as progress."""
+        """The logged steps of the samples with these indices; counts every step of each sample as progress.
+
+        Batches are asked for in order, each walked to its end: with `rng` compvis one's draws follow the other's.
+        """
+        steps = counted(self._steps(batch), progress, len(batch))
+        return frames(self.model, steps, self._logged, self.spec.show)
+
+    def _steps(self, batch: range) -> Iterator[Step]:
+        from uldm_cli.core.noise import BatchNoise, PerSampleNoise
+
+        if self._generator:
+            noise = BatchNoise(self._generator, (len(batch), *self._latent_shape))
+            return noise.keep_pace(walk(self.model, self._sampler, noise))
         seeds = self.spec.sample_seeds[batch.start : batch.stop]
-        steps = counted(walk(self.model, self._sampler, seeds), progress, len(batch))
-        return frames(self.model, steps, self.spec.logged, self.spec.show)
+        return walk(self.model, self._sampler, PerSampleNoise(seeds, self._latent_shape, self.device))
 
     def repeatable(self) -> AbstractContextManager[None]:
         """To compute in: cuDNN otherwise may pick, from run to run, algorithms that round differently."""
@@ -96,11 +106,22 @@ class Trajectories:
         return nullcontext()
 
 
-def walk(model: LatentDiffusion, sampler: Any, seeds: Sequence[int]) -> Iterator[Step]:
-    """The steps of one batch: each sample starts from the noise of its own seed, and is given no other."""
-    from uldm_cli.core.noise import PerSampleNoise
+def latent_shape(model: LatentDiffusion, size: tuple[int, int]) -> tuple[int, int, int]:
+    """Of the latents `(z, h, w)` of images of this height and width."""
+    channels, side, _ = model.latent_shape
+    factor = model.image_shape[1] // side
+    return (channels, size[0] // factor, size[1] // factor)
 
-    noise = PerSampleNoise(seeds, model.latent_shape, next(model.parameters()).device)
+
+def generator_of(seed: int, device: torch.device) -> torch.Generator:
+    """Draws what the global generator of this device draws after `torch.manual_seed(seed)`, and leaves that alone."""
+    import torch
+
+    return torch.Generator(device).manual_seed(seed)
+
+
+def walk(model: LatentDiffusion, sampler: Any, noise: PerSampleNoise | BatchNoise) -> Iterator[Step]:
+    """The steps of one batch, from the first draw of its noise."""
     steps: Iterator[Step] = built(sampler)(model.denoiser, noise.initial(), model.schedule, noise)
     return steps
 

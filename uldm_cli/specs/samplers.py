@@ -33,7 +33,7 @@ Timesteps = Callable[[int], list[int]]
 
 
 def _at(choose: Timesteps, sampler: "Callable[..., Iterator[Step]]", **settings: object) -> Sampler:
-    """A sampler of the core with its settings, walking through the chosen timesteps of the schedule that it is given."""
+    """A sampler of the core with its settings, walking through timesteps chosen for the schedule that it is given."""
 
     def sample(
         denoise: "Denoise", x: "Tensor", schedule: "Schedule", noise: "Noise", constrain: "Constrain | None" = None

@@ -1,6 +1,6 @@
 """What `uldm ldm sample` and `uldm ldm grid` are told: a model, a sampler, which samples, and what of them to write."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_va
 from uldm_cli.errors import nearest
 from uldm_cli.specs.base import Slot, Spec, problem, spec_class
 from uldm_cli.specs.load import load_config, parse_override
+from uldm_cli.specs.samplers import Spaced
 
 Product = Literal["image", "latent", "image-diff", "latent-diff", "npz"]
 PRODUCTS: tuple[str, ...] = get_args(Product)
@@ -93,11 +94,22 @@ def _default_save(data: dict[str, Any]) -> tuple[Product, ...]:
     return ("image", "latent") if data.get("step_size") else ("image",)
 
 
+def _known_steps(info: ValidationInfo) -> int | None:
+    """How many steps the sampler makes, where its own fields say that and no schedule has to be asked."""
+    sampler = info.data.get("sampler")
+    if isinstance(sampler, Spaced) and sampler.spacing != "uniform":
+        return None
+    return getattr(sampler, "steps", None)
+
+
 class Sampling(Spec):
     """Samples from a latent diffusion model, logged at chosen steps."""
 
     kind: Literal["ldm-sample"] = "ldm-sample"
     model: str | None = Field(None, description="The model: a path or a name; null is the embedded fruits64.")
+    checkpoint_config: str | None = Field(
+        None, description="YAML of the model, a published checkpoint, where it does not lie beside it."
+    )
     weights: Literal["ema", "raw"] = Field("ema", description="The averaged weights, or those last trained.")
     sampler: Annotated[Spec, Slot("samplers")] = Field(
         default_factory=_default_sampler,
@@ -115,6 +127,8 @@ class Sampling(Spec):
     )
     num: int = Field(default_factory=_default_num, ge=1, le=MOST_SAMPLES, description="How many samples; 1 by default.")
     batch_size: int = Field(16, ge=1, description="How many samples the network sees at once.")
+    height: int | None = Field(None, ge=1, description="Of the images, in pixels; null is what the model was made for.")
+    width: int | None = Field(None, ge=1, description="Of the images, in pixels; null is what the model was made for.")
     show: Literal["x_t", "x0"] = Field(
         "x_t", description="What is drawn at a step: the state, or the clean image predicted from it."
     )
@@ -133,6 +147,11 @@ class Sampling(Spec):
     deterministic: bool = Field(
         False, description="One sample at a time, so that every batch size gives the same bytes."
     )
+    rng: Literal["per-sample", "compvis"] = Field(
+        "per-sample",
+        description="per-sample draws a sample's noise from its own seed; compvis repeats the published code's draws "
+        "from one seed, which depend on the batch size and the type of the device.",
+    )
     compile: bool = Field(False, description="Compile the network first: a slow start, then faster steps.")
 
     @field_validator("sampler")
@@ -145,8 +164,8 @@ class Sampling(Spec):
     @field_validator("step_size")
     @classmethod
     def _step_size_fits(cls, step_size: int, info: ValidationInfo) -> int:
-        steps = getattr(info.data.get("sampler"), "steps", step_size)
-        if step_size > steps:
+        steps = _known_steps(info)
+        if steps is not None and step_size > steps:
             raise problem(f"a step size of {step_size} is greater than the total of {steps} steps")
         return step_size
 
@@ -179,23 +198,20 @@ class Sampling(Spec):
                 raise problem(f"{name!r} needs logged steps, and step_size 0 writes final images only")
             if not final_only and name == "npz":
                 raise problem("'npz' holds final images only and needs step_size 0")
-        steps = getattr(info.data.get("sampler"), "steps", None)
+        steps = _known_steps(info)
         if steps is not None and info.data.get("step_size") == steps and all(name.endswith("-diff") for name in save):
             raise problem(f"a difference needs two logged steps, and a step size of {steps} logs only the last")
         return save
 
-    @property
-    def steps(self) -> int:
-        """How many steps the sampler takes."""
-        return int(self.sampler.steps)  # type: ignore[attr-defined]  # every sampler has it: validated above
-
-    @property
-    def logged(self) -> tuple[int, ...]:
-        """The completed steps that are written: the multiples of step_size, and always the last."""
-        if self.step_size == 0:
-            return (self.steps,)
-        before = range(self.step_size, self.steps, self.step_size)
-        return (*before, self.steps)
+    @field_validator("rng")
+    @classmethod
+    def _rng_fits(cls, rng: str, info: ValidationInfo) -> str:
+        if rng == "compvis":
+            for name in ("seeds", "deterministic"):
+                if info.data.get(name):
+                    said = "draws for a whole batch at once, so it cannot go with"
+                    raise problem(f"compvis {said} --{name}", f"Leave --{name} out")
+        return rng
 
     @cached_property
     def sample_seeds(self) -> Sequence[int]:
@@ -203,13 +219,15 @@ class Sampling(Spec):
         return parse_seeds(self.seeds) if self.seeds else range(self.seed, self.seed + self.num)
 
 
-class _Reference(BaseModel):
-    """The one field of the config that has to be known first."""
+class Reference(BaseModel):
+    """The fields of the config that have to be known first: a model can bring defaults for the others."""
 
     model: str | None = None
+    checkpoint_config: str | None = None
 
 
-def model_reference(path: Path | None, overrides: Sequence[str], flag: object = None) -> str | None:
-    """The model that a command line names, found before the rest of it is read: a model can bring defaults for that."""
-    about_model = [text for text in overrides if parse_override(text).path == ("model",)]
-    return load_config(_Reference, path, about_model, {"model": flag}).model
+def model_reference(path: Path | None, overrides: Sequence[str], flags: Mapping[str, object]) -> Reference:
+    """The model that a command line names, found before the rest of it is read."""
+    names = Reference.model_fields
+    about_model = [text for text in overrides if parse_override(text).path in {(name,) for name in names}]
+    return load_config(Reference, path, about_model, {name: flags.get(name) for name in names})

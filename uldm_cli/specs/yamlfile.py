@@ -32,12 +32,13 @@ _SCALARS = (
 )
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+def read_yaml(path: Path, *, targets: bool = False) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """The mapping in a YAML file, and the line (from 1) of each key and list item by its path.
 
+    `targets` lets `target: a.b.C` through, for a reader that looks such names up in a table of its own.
     Raises ConfigError, in one line with file and line, for whatever is not one UTF-8 document that holds a mapping.
     """
-    return _Reader(path).read(_read_text(path))
+    return _Reader(path, targets).read(_read_text(path))
 
 
 def parse_yaml(text: str) -> dict[str, Any]:
@@ -116,8 +117,9 @@ def _missing(path: Path) -> ConfigError:
 class _Reader:
     """Turns one document's nodes into values. It knows the file, for the messages."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, targets: bool = False) -> None:
         self._path = path
+        self._targets = targets
         self._lines: dict[KeyPath, int] = {}
         self._open: set[int] = set()  # the nodes being read, to notice one that holds itself
         self._count = 0
@@ -170,7 +172,8 @@ class _Reader:
             name = self._key(key, own, at)
             self._lines[(*at, name)] = key.start_mark.line + 1
             own[name] = self._value(child, (*at, name))
-            self._refuse_code(key, name, own[name])
+            if not self._targets:
+                self._refuse_code(key, name, own[name])
         return merged | own
 
     def _key(self, key: yaml.Node, taken: Mapping[str, Any], at: KeyPath) -> str:
