@@ -94,6 +94,13 @@ def test_denoiser_asks_its_backbone_and_converts(target) -> None:
     torch.testing.assert_close(prediction, expected)
 
 
+def test_the_networks_own_answer_at_every_samples_time() -> None:
+    denoiser = Denoiser(Backbone(), SCHEDULE, "v")
+    x, t = noised(50).float(), torch.tensor([3, 50, 98])
+    assert torch.equal(denoiser.predict(x, t), 0.5 * x)
+    assert denoiser.backbone.seen[1] is t
+
+
 def test_denoiser_computes_in_the_backbones_precision_and_answers_in_float32() -> None:
     denoiser = Denoiser(Backbone(torch.bfloat16), SCHEDULE, "eps")
     prediction = denoiser(noised(50).float(), 50)

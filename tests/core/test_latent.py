@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from uldm_cli.core.conditioners import ClassEmbedder, FirstStage, Rescaler
+from uldm_cli.core.conditioning import Condition, Conditioning
 from uldm_cli.core.denoiser import Denoiser
 from uldm_cli.core.latent import LatentDiffusion
 from uldm_cli.core.schedules import VariancePreserving, linear_betas
+from uldm_cli.errors import UsageError
 
 
 class Autoencoder(nn.Module):
@@ -63,6 +67,83 @@ def test_autoencoder_computes_in_its_precision_and_the_rest_in_float32(model: La
     assert z.dtype == decoded.dtype == torch.float32
     assert decoded.is_contiguous()
     torch.testing.assert_close(decoded, images(), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(("side", "largest"), [(768, 768), (1024, 640)])
+def test_large_images_are_decoded_in_tiles(model: LatentDiffusion, side: int, largest: int) -> None:
+    z = torch.linspace(-1, 1, side // 2).expand(1, 3, side // 2, side // 2)
+    image = model.decode(z)
+    assert model.autoencoder.seen.shape[2:] == (largest // 2, largest // 2)
+    expected = F.interpolate(z / 0.75, scale_factor=2)
+    torch.testing.assert_close(image, expected)
+
+
+class Told(nn.Module):
+    """A backbone that answers what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0, dtype=torch.bfloat16))
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        self.seen = {"x": x, "context": context, "y": y}
+        return x[:, :3]
+
+
+def conditional(conditioner: nn.Module, conditioning: Conditioning) -> LatentDiffusion:
+    denoiser = Denoiser(Told(), VariancePreserving(linear_betas(10, 0.01, 0.1)), "eps")
+    return LatentDiffusion(Autoencoder(), denoiser, 0.25, (3, 4, 4), (3, 8, 8), conditioner, conditioning)
+
+
+def told(model: LatentDiffusion, condition: Condition) -> dict[str, Tensor | None]:
+    """What the backbone is called with, beside two samples of zeros."""
+    model(torch.zeros(2, 3, 4, 4), 3, condition)
+    return model.denoiser.backbone.seen
+
+
+def test_a_first_stage_encodes_conditions_without_the_scale_factor() -> None:
+    model = conditional(FirstStage(), "concat")
+    condition = model.condition(images())
+    torch.testing.assert_close(condition.concat, 3 * images()[:, :, ::2, ::2])
+    x = told(model, condition)["x"]
+    assert x.dtype == torch.bfloat16
+    assert not x[:, :3].any()
+    torch.testing.assert_close(x[:, 3:], condition.concat.bfloat16())
+
+
+def test_a_context_goes_to_the_backbone_in_its_precision() -> None:
+    model = conditional(ClassEmbedder(5, 8).bfloat16(), "crossattn")
+    condition = model.condition(torch.tensor([4, 0]))
+    assert condition.context.dtype == torch.float32
+    seen = told(model, condition)
+    torch.testing.assert_close(seen["context"], model.conditioner.embedding.weight[[4, 0]][:, None])
+    assert seen["x"].shape == (2, 3, 4, 4)
+    assert seen["y"] is None
+
+
+def test_a_hybrid_model_takes_both() -> None:
+    model = conditional(ClassEmbedder(5, 8), "hybrid")
+    condition = model.condition(torch.tensor([1, 1]), concat=torch.ones(2, 1, 4, 4))
+    seen = told(model, condition)
+    assert seen["x"].shape == (2, 4, 4, 4)
+    assert seen["context"].shape == (2, 1, 8)
+
+
+def test_a_label_stays_a_whole_number() -> None:
+    model = conditional(nn.Identity(), "adm")
+    assert torch.equal(told(model, model.condition(torch.tensor([7, 2])))["y"], torch.tensor([7, 2]))
+
+
+def test_a_value_comes_in_the_conditioners_precision() -> None:
+    model = conditional(Rescaler(1, "bilinear", 0.5, 3, 2, bias=False).bfloat16(), "concat")
+    condition = model.condition(images())
+    assert (condition.concat.shape, condition.concat.dtype) == ((2, 2, 4, 4), torch.float32)
+
+
+def test_an_unconditional_model_takes_no_condition(model: LatentDiffusion) -> None:
+    for ask in (model.condition, model.encode_condition):
+        with pytest.raises(UsageError, match=r"^this model takes no condition\. It was trained without$"):
+            ask(images())
 
 
 def test_it_denoises_with_its_denoiser(model: LatentDiffusion) -> None:

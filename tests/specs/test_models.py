@@ -110,6 +110,82 @@ def test_shapes_and_building():
     assert LatentDiffusionModel.model_validate(model.model_dump(mode="json")) == model
 
 
+def described(**fields):
+    """The header of a model of 32x32 images."""
+    unet = {"kind": "unet", "model_channels": 32, "channel_mult": [1], "attention_resolutions": [1]}
+    return {
+        "autoencoder": {"kind": "vqvae", **SMALL, "codebook_size": 8},
+        "image_size": 32,
+        "schedule": "cosine",
+        "target": "eps",
+        "scale_factor": 1.0,
+        **fields,
+        "backbone": {**unet, **fields.get("backbone", {})},
+    }
+
+
+READS = {"use_spatial_transformer": True, "context_dim": 8}
+CLASS = {"kind": "class", "n_classes": 3, "embed_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("fields", "value", "parts"),
+    [
+        ({"conditioner": CLASS, "conditioning": "crossattn", "backbone": READS}, torch.tensor([2]), {"context"}),
+        (
+            {"conditioner": "identity", "conditioning": "concat", "concat_channels": 3},
+            torch.zeros(1, 3, 8, 8),
+            {"concat"},
+        ),
+        (
+            {"conditioner": "first-stage", "conditioning": "concat", "concat_channels": 4},
+            torch.zeros(1, 3, 32, 32),
+            {"concat"},
+        ),
+        (
+            {"conditioner": "identity", "conditioning": "adm", "backbone": {"num_classes": 3}},
+            torch.tensor([2]),
+            {"label"},
+        ),
+    ],
+)
+def test_conditional_models(fields, value, parts):
+    model = LatentDiffusionModel.model_validate(described(**fields))
+    assert LatentDiffusionModel.model_validate(model.model_dump(mode="json")) == model
+    module = model.build()
+    condition = module.condition(value)
+    assert {name for name, part in vars(condition).items() if part is not None} == parts
+    assert module(torch.zeros(1, *module.latent_shape), 5, condition).eps.shape == (1, 4, 8, 8)
+
+
+def test_a_hybrid_model():
+    fields = {"conditioner": CLASS, "conditioning": "hybrid", "concat_channels": 1, "backbone": READS}
+    module = LatentDiffusionModel.model_validate(described(**fields)).build()
+    condition = module.condition(torch.tensor([0]), concat=torch.zeros(1, 1, 8, 8))
+    assert module(torch.zeros(1, 4, 8, 8), 5, condition).eps.shape == (1, 4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "says"),
+    [
+        ({"conditioner": CLASS}, "conditioner", "does not go with no conditioning"),
+        ({"conditioning": "concat", "concat_channels": 3}, "conditioner", "does not go with concat conditioning"),
+        ({"concat_channels": 3}, "concat_channels", "3 does not go with no conditioning"),
+        ({"conditioner": "identity", "conditioning": "concat"}, "concat_channels", "0 does not go with concat"),
+        (
+            {"conditioner": CLASS, "conditioning": "crossattn"},
+            "backbone",
+            "with crossattn conditioning it cannot be one that takes neither a context nor a label",
+        ),
+        ({"backbone": READS}, "backbone", "with no conditioning it cannot be one that takes a context"),
+    ],
+)
+def test_conditions_that_do_not_fit_the_model_are_refused(fields, path, says):
+    where, message = refusal(LatentDiffusionModel, **described(**fields))
+    assert where == path
+    assert says in message
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [

@@ -75,6 +75,19 @@ def test_what_a_diffusion_model_cannot_be_trained_with(override, says):
     assert says in refusal(DiffusionTraining, override)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["backbone.use_spatial_transformer=true", "backbone.context_dim=8"], "backbone: it takes a context, and"),
+        (["backbone.num_classes=10"], "backbone: it takes a label, and"),
+    ],
+)
+def test_training_gives_no_conditions(overrides, says):
+    said = refusal(DiffusionTraining, *overrides)
+    assert f"{says} training gives none yet" in said
+    assert said.endswith("Train one without")
+
+
 def test_an_error_in_a_file_names_its_line(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("kind: vqvae-train\nautoencoder:\n  kind: vqvae\n  in_channels: 1\n  mid_channels: [64, 128]\n")

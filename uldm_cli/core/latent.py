@@ -10,7 +10,13 @@ from uldm_cli.core.conditioning import Condition, Conditioning, place
 from uldm_cli.core.denoiser import Denoiser
 from uldm_cli.core.samplers import Prediction
 from uldm_cli.core.schedules import Schedule
+from uldm_cli.core.tiling import decode_tiled
 from uldm_cli.errors import UsageError
+
+LARGEST_WHOLE = 768 * 768
+"""Pixels of the largest images that are decoded whole; published models make no larger ones."""
+TILE, OVERLAP = 640, 128
+"""Side of the tiles of larger images, and what neighbours share, in pixels."""
 
 
 class Autoencoder(Protocol):
@@ -102,7 +108,15 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Scaled latents `[N, z, h, w]` to images in about [-1, 1], float32 `[N, C, H, W]`."""
+        """Scaled latents `[N, z, h, w]` to images in about [-1, 1], float32 `[N, C, H, W]`.
+
+        Images of more than LARGEST_WHOLE pixels are decoded in tiles, so that memory does not grow with their size.
+        """
         dtype = next(self.autoencoder.parameters()).dtype
         latents = (z / self.scale_factor).to(dtype, memory_format=torch.channels_last)
-        return self.autoencoder.from_latent(latents).to(torch.float32, memory_format=torch.contiguous_format)
+        factor = self.image_shape[1] // self.latent_shape[1]
+        if latents.shape[2:].numel() * factor**2 > LARGEST_WHOLE:
+            images = decode_tiled(self.autoencoder.from_latent, latents, TILE // factor, OVERLAP // factor)
+        else:
+            images = self.autoencoder.from_latent(latents)
+        return images.to(torch.float32, memory_format=torch.contiguous_format)
