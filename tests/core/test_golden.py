@@ -79,28 +79,6 @@ def test_ddim(golden, averaged, told, schedule: VariancePreserving, eta: int) ->
     assert_close(steps[-1].x, stored[f"ddim.eta{eta}.sample"])
 
 
-@pytest.mark.parametrize("golden", ["uncond-kl", "uncond-vq"], indirect=True)
-@torch.no_grad()
-def test_ddim_that_keeps_a_known_region(golden, averaged, schedule: VariancePreserving) -> None:
-    stored = golden.stored
-    noises = iter(stored["known.noise"])
-
-    def constrain(x: Tensor, t: int) -> Tensor:
-        known = schedule.alpha(t) * stored["latent"] + schedule.sigma(t) * next(noises)
-        return stored["known.mask"] * known + (1 - stored["known.mask"]) * x
-
-    *_, last = ddim(
-        averaged,
-        stored["x_T"],
-        schedule,
-        lambda step, draw: pytest.fail("eta 0 draws nothing"),
-        constrain,
-        timesteps=uniform_timesteps(schedule.T, STEPS),
-        eta=0.0,
-    )
-    assert_close(last.x, stored["known.sample"])
-
-
 @torch.no_grad()
 def test_ddpm(golden, averaged, told, schedule: VariancePreserving) -> None:
     stored = golden.stored

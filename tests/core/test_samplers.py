@@ -12,12 +12,14 @@ from uldm_cli.core.noise import PerSampleNoise
 from uldm_cli.core.samplers import Prediction, Step, ddim, ddpm
 from uldm_cli.core.schedules import VariancePreserving, cosine_betas, scaled_linear_betas
 from uldm_cli.core.spacing import uniform_timesteps
-from uldm_cli.specs.samplers import DDIM, DDPM
+from uldm_cli.specs.samplers import DDIM, DDPM, PLMS
 
 SHAPE = (3, 4, 4)
 SCHEDULE = VariancePreserving(scaled_linear_betas(50, 0.0015, 0.0195))
-SAMPLERS = [DDIM(steps=7, eta=0.0), DDIM(steps=7, eta=0.6), DDPM(steps=7), DDPM(steps=7, variance="beta")]
-every_sampler = pytest.mark.parametrize("spec", SAMPLERS, ids=["ddim-eta-0", "ddim-eta-0.6", "ddpm", "ddpm-beta"])
+ONE_CALL = [DDIM(steps=7, eta=0.0), DDIM(steps=7, eta=0.6), DDPM(steps=7), DDPM(steps=7, variance="beta")]
+IDS = ["ddim-eta-0", "ddim-eta-0.6", "ddpm", "ddpm-beta"]
+every_sampler = pytest.mark.parametrize("spec", [*ONE_CALL, PLMS(steps=7)], ids=[*IDS, "plms"])
+one_call_a_step = pytest.mark.parametrize("spec", ONE_CALL, ids=IDS)
 
 
 def denoise(x: Tensor, t: int) -> Prediction:
@@ -30,7 +32,7 @@ def noise(seed: int = 0, count: int = 2) -> PerSampleNoise:
     return PerSampleNoise(range(seed, seed + count), SHAPE)
 
 
-def run(spec: DDIM | DDPM, *, constrain=None, denoise=denoise) -> Iterator[Step]:
+def run(spec: DDIM | DDPM | PLMS, *, constrain=None, denoise=denoise) -> Iterator[Step]:
     draws = noise()
     return spec.build()(denoise, draws.initial(), SCHEDULE, draws, constrain)
 
@@ -39,7 +41,8 @@ def run(spec: DDIM | DDPM, *, constrain=None, denoise=denoise) -> Iterator[Step]
 def test_steps_are_counted_and_belong_together(spec) -> None:
     x = noise().initial()
     for n, (step, t) in enumerate(zip(run(spec), uniform_timesteps(SCHEDULE.T, 7)[:-1], strict=True), 1):
-        assert (step.n, step.nfe, step.t) == (n, n, t)
+        calls = n + 1 if isinstance(spec, PLMS) else n
+        assert (step.n, step.nfe, step.t) == (n, calls, t)
         assert torch.equal(step.x_in, x)  # what the step before arrived at
         predicted = denoise(step.x_in, t)
         assert torch.equal(step.x0, predicted.x0)
@@ -57,7 +60,7 @@ def test_exactly_the_steps_asked_for(spec, data) -> None:
     assert seen == list(range(1, steps + 1))
 
 
-@every_sampler
+@one_call_a_step
 def test_all_timesteps_end_clean(spec) -> None:
     *_, last = run(spec.model_copy(update={"steps": SCHEDULE.T}))
     assert last.t == 0
@@ -81,10 +84,12 @@ def test_constrain_comes_before_each_call_and_not_after_the_last(spec) -> None:
         assert torch.equal(step.x_in, before + 1)
         before = step.x
     ts = uniform_timesteps(SCHEDULE.T, 7)[:-1]
+    if isinstance(spec, PLMS):
+        ts.insert(1, ts[1])  # the first step's second call, where it arrives
     assert events == [event for t in ts for event in (("constrain", t), ("denoise", t))]
 
 
-@every_sampler
+@one_call_a_step
 def test_a_constrained_step_goes_on_from_the_constrained_state(spec) -> None:
     """A step of a constrained run is that of a free run from the constrained state: nothing else is carried along."""
     shifted = list(run(spec, constrain=lambda x, t: x + 1))
@@ -120,7 +125,7 @@ def test_no_gradients_inside_and_none_switched_off_outside(spec) -> None:
         assert not torch.is_inference_mode_enabled()
         assert not step.x.is_inference()  # its consumer may differentiate at it
     assert torch.is_grad_enabled()
-    assert inside == [False] * 7
+    assert inside == [False] * (8 if isinstance(spec, PLMS) else 7)
 
 
 def test_grad_mode_is_as_before_after_stopping_early() -> None:
@@ -132,7 +137,14 @@ def test_grad_mode_is_as_before_after_stopping_early() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "calls"),
-    [(DDIM(steps=7, eta=0.0), 0), (DDIM(steps=7), 7), (DDIM(steps=50), 49), (DDPM(steps=7), 7), (DDPM(steps=50), 49)],
+    [
+        (PLMS(steps=7), 0),
+        (DDIM(steps=7, eta=0.0), 0),
+        (DDIM(steps=7), 7),
+        (DDIM(steps=50), 49),
+        (DDPM(steps=7), 7),
+        (DDPM(steps=50), 49),
+    ],
 )
 def test_noise_is_drawn_once_a_step_and_only_where_it_is_used(spec, calls: int) -> None:
     seen = []
@@ -169,6 +181,22 @@ def test_ddim_with_eta_1_is_ddpm(betas: Tensor, steps: int) -> None:
         torch.testing.assert_close(implicit.x, ancestral.x, rtol=1e-9, atol=1e-9)
 
 
+def test_steps_are_those_of_the_published_spacing() -> None:
+    steps = list(run(DDIM(steps=20, spacing="compvis")))
+    assert [step.t for step in steps] == [t + 1 for t in reversed(range(0, 50, 2))]
+
+
+def test_a_single_step_of_plms_calls_the_network_twice_at_its_timestep() -> None:
+    events = []
+
+    def watched(x: Tensor, t: int) -> Prediction:
+        events.append(t)
+        return denoise(x, t)
+
+    (step,) = run(PLMS(steps=1), denoise=watched)
+    assert (events, step.nfe) == ([1, 1], 2)
+
+
 # Diffusers' schedulers are compared step by step, each given the same state, prediction and noise.
 THEIRS = {"num_train_timesteps": 50, "beta_start": 0.0015, "beta_end": 0.0195, "beta_schedule": "scaled_linear"}
 
@@ -189,6 +217,20 @@ def test_ddim_is_that_of_diffusers(steps: int, eta: float) -> None:
         assert step.t == t
         torch.testing.assert_close(step.x0, result.pred_original_sample, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(step.x, result.prev_sample, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [2, 5, 10, 25])
+def test_plms_after_its_first_step_is_that_of_diffusers(steps: int) -> None:
+    """Diffusers begins with Heun's step as two of its own, and goes back to t for it: from there on all is the same."""
+    from diffusers import PNDMScheduler
+
+    theirs = PNDMScheduler(**THEIRS, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False)
+    theirs.set_timesteps(steps)
+    x = noise().initial()
+    for t in theirs.timesteps.tolist():
+        x = theirs.step(denoise(x, t).eps, t, x).prev_sample
+    *_, last = run(PLMS(steps=steps))
+    torch.testing.assert_close(last.x, x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("variance", "name"), [("posterior", "fixed_small"), ("beta", "fixed_large")])

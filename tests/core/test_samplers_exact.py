@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from uldm_cli.core.samplers import Denoise, Prediction, Step, ddim, ddpm
+from uldm_cli.core.samplers import Denoise, Prediction, Step, ddim, ddpm, plms
 from uldm_cli.core.schedules import VariancePreserving, cosine_betas, linear_betas
 from uldm_cli.core.spacing import uniform_timesteps
 
@@ -78,6 +78,21 @@ def test_ddim_converges_to_the_ode_at_first_order(schedule: VariancePreserving) 
         errors.append((last.x - exact).abs().mean().item())
     assert errors[-1] < 0.004
     assert_halving(errors)
+
+
+@pytest.mark.parametrize("schedule", [COSINE, LINEAR], ids=["cosine", "linear"])
+def test_plms_converges_to_the_ode_at_second_order(schedule: VariancePreserving) -> None:
+    """The first step, of lower order than the others, decides. Between levels where neither signal nor noise is all."""
+    start, end = FINE - 1 - FINE // 8, FINE // 8
+    x = torch.linspace(-2.5, 2.5, 41, dtype=torch.float64)
+    exact = quantile(cdf(x, schedule.alpha(start), schedule.sigma(start)), schedule.alpha(end), schedule.sigma(end))
+    errors = []
+    for steps in (32, 64, 128, 256):
+        *_, last = plms(denoiser(schedule), x, schedule, no_noise, timesteps=grid(start, end, steps))
+        errors.append((last.x - exact).abs().mean().item())
+    assert errors[-1] < 2e-5
+    ratios = [before / after for before, after in pairwise(errors)]
+    assert all(3.8 < ratio < 5 for ratio in ratios), ratios
 
 
 Run = Callable[[Tensor, Callable[[int, int], Tensor], list[int]], Iterator[Step]]
