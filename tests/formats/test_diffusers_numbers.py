@@ -1,0 +1,187 @@
+"""Models that diffusers makes, read by us and the other way round: the same numbers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from uldm_cli.core.samplers import ddim
+from uldm_cli.core.spacing import uniform_timesteps
+from uldm_cli.formats.checkpoint import Checkpoint, Header
+from uldm_cli.formats.diffusers import read, write
+from uldm_cli.formats.tensors import TensorRef
+from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel
+
+diffusers = pytest.importorskip("diffusers")
+
+UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 16,
+}
+UNETS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "one-head": {"attention_head_dim": None},
+    "attention-everywhere": {
+        "block_out_channels": (32, 32, 64),
+        "layers_per_block": 2,
+        "down_block_types": ("AttnDownBlock2D",) * 3,
+        "up_block_types": ("AttnUpBlock2D",) * 3,
+    },
+    "narrowing": {
+        "block_out_channels": (32, 96, 64),
+        "down_block_types": ("DownBlock2D",) * 3,
+        "up_block_types": ("UpBlock2D",) * 3,
+    },
+    "scale-shift": {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 32},
+    "resnet-updown": {
+        "block_out_channels": (32, 64, 64),
+        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+    },
+}
+VQ: dict[str, Any] = {
+    "block_out_channels": (32, 64),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "num_vq_embeddings": 16,
+    "sample_size": 16,
+    "scaling_factor": 0.7,
+}
+KL = {name: value for name, value in VQ.items() if name != "num_vq_embeddings"} | {"latent_channels": 3}
+ATTENTIVE: dict[str, Any] = {
+    "block_out_channels": (32, 32, 64),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "DownEncoderBlock2D"),
+    "up_block_types": ("UpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+}
+AUTOENCODERS = {
+    "vq": ("VQModel", VQ),
+    "vq-attention": ("VQModel", VQ | ATTENTIVE),
+    "vq-no-attention": ("VQModel", VQ | {"mid_block_add_attention": False}),
+    "vq-narrow-codes": ("VQModel", VQ | {"latent_channels": 4, "vq_embed_dim": 2}),
+    "kl": ("AutoencoderKL", KL),
+    "kl-attention": ("AutoencoderKL", KL | ATTENTIVE),
+}
+
+
+def randomized(module: nn.Module) -> nn.Module:
+    """With no weight of a value that it would have by default, so that none can be mistaken for another."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return module.eval()
+
+
+def random(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def no_noise(step: int, draw: int) -> Tensor:
+    raise AssertionError("eta is 0")
+
+
+def pipeline(unet: dict[str, Any], first_stage: str = "VQModel", **changes: Any) -> Any:
+    config = {"VQModel": VQ, "AutoencoderKL": KL}[first_stage] | changes
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.0015,
+        beta_end=0.0195,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
+        set_alpha_to_one=False,
+    )
+    return diffusers.LDMPipeline(
+        vqvae=randomized(getattr(diffusers, first_stage)(**config)),
+        unet=randomized(diffusers.UNet2DModel(**UNET | unet)),
+        scheduler=scheduler,
+    )
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[[Any], Path]:
+    def save(model: Any) -> Path:
+        model.save_pretrained(tmp_path / "saved")
+        return tmp_path / "saved"
+
+    return save
+
+
+def load(module: nn.Module, checkpoint: Checkpoint, part: str) -> None:
+    """Every tensor of the module, and no other, from one part of a checkpoint."""
+    tensors = {name: ref.read() for name, ref in checkpoint.tensors.items() if name.startswith(f"{part}.")}
+    module.load_state_dict({name.removeprefix(f"{part}."): value for name, value in tensors.items()})
+
+
+def latent_diffusion(checkpoint: Checkpoint) -> Any:
+    model = LatentDiffusionModel.model_validate(checkpoint.header.config).build().eval()
+    load(model.denoiser.backbone, checkpoint, "backbone")
+    load(model.autoencoder, checkpoint, "autoencoder")
+    return model
+
+
+def same(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
+    """Equal, but for so much of their size."""
+    assert ours.shape == theirs.shape
+    assert theirs.std() > 1e-3
+    assert (ours - theirs).norm() <= tolerance * theirs.norm()
+
+
+@pytest.mark.parametrize("changes", UNETS.values(), ids=UNETS)
+@torch.no_grad()
+def test_unet_gives_the_numbers_of_diffusers(changes: dict[str, Any], saved: Callable[[Any], Path]) -> None:
+    theirs = pipeline(changes)
+    checkpoint = read(saved(theirs))
+    assert checkpoint.warnings == checkpoint.extra == ()
+    ours = latent_diffusion(checkpoint)
+    x, t = random(2, 3, 8, 8), torch.tensor([3, 900])
+    same(ours.denoiser.backbone(x, t), theirs.unet(x, t).sample)
+
+
+@pytest.mark.parametrize(("kind", "config"), AUTOENCODERS.values(), ids=AUTOENCODERS)
+@torch.no_grad()
+def test_autoencoder_gives_the_numbers_of_diffusers(
+    kind: str, config: dict[str, Any], saved: Callable[[Any], Path]
+) -> None:
+    theirs: Any = randomized(getattr(diffusers, kind)(**config))
+    checkpoint = read(saved(theirs))
+    assert checkpoint.header.kind == "autoencoder"
+    assert checkpoint.warnings == checkpoint.extra == ()
+    ours: Any = AutoencoderModel.model_validate(checkpoint.header.config).build().eval()
+    load(ours, checkpoint, "model")
+    x = random(2, 3, 16, 16)
+    if kind == "VQModel":
+        z = theirs.encode(x).latents
+        quantized, _, (_, _, codes) = theirs.quantize(z)
+        assert torch.equal(ours.encode_with_indices(x)[2].flatten(), codes)
+        same(ours.encode_with_indices(x)[0], quantized)
+    else:
+        posterior = theirs.encode(x).latent_dist
+        z = posterior.mean
+        mean, logvar = ours.moments(x)
+        same(mean, posterior.mean)
+        same(logvar, posterior.logvar)
+    same(ours.to_latent(x), z)
+    same(ours.from_latent(z), theirs.decode(z).sample)
+
+
+@pytest.mark.parametrize("first_stage", ["VQModel", "AutoencoderKL"])
+def test_pipeline_gives_the_same_picture(first_stage: str, saved: Callable[[Any], Path]) -> None:
+    theirs = pipeline({}, first_stage)
+    theirs.set_progress_bar_config(disable=True)
+    ours = latent_diffusion(read(saved(theirs)))
+    expected = theirs(generator=torch.manual_seed(7), num_inference_steps=8, output_type="np").images
+    x = torch.randn((1, 3, 8, 8), generator=torch.manual_seed(7))
+    *_, last = ddim(ours, x, ours.schedule, no_noise, timesteps=uniform_timesteps(1000, 8), eta=0.0)
+    picture = (ours.decode(last.x) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    assert -10 * np.log10(np.mean((picture - expected) ** 2)) >= 60
