@@ -216,6 +216,47 @@ def test_labels_change_the_prediction() -> None:
     assert not torch.allclose(one[1], other[1], rtol=1e-2, atol=1e-3)
 
 
+WIDE = replace(BASE, out_channels=3, num_res_blocks=2, channel_mult=(1, 2, 3, 4), attention_resolutions=(2, 4, 8))
+HEADS_8 = {"num_heads": 8, "num_head_channels": None}
+PUBLISHED = {
+    "celebahq256": (replace(WIDE, model_channels=224, num_head_channels=32), 274.06),
+    "inpainting_big": (replace(WIDE, in_channels=7, model_channels=256, resblock_updown=True, **HEADS_8), 387.25),
+    "cin256-v2": (
+        replace(
+            WIDE,
+            model_channels=192,
+            channel_mult=(1, 2, 3, 5),
+            num_heads=1,
+            num_head_channels=None,
+            use_spatial_transformer=True,
+            context_dim=512,
+        ),
+        400.92,
+    ),
+    "txt2img-large": (
+        replace(
+            WIDE,
+            in_channels=4,
+            out_channels=4,
+            model_channels=320,
+            channel_mult=(1, 2, 4, 4),
+            attention_resolutions=(1, 2, 4),
+            use_spatial_transformer=True,
+            context_dim=1280,
+            **HEADS_8,
+        ),
+        872.30,
+    ),
+}
+
+
+@pytest.mark.parametrize(("config", "millions"), PUBLISHED.values(), ids=PUBLISHED)
+def test_published_models_have_as_many_parameters_as_their_code_counts(config: UNetConfig, millions: float) -> None:
+    with torch.device("meta"):
+        module = UNet(config)
+    assert round(sum(p.numel() for p in module.parameters()) / 1e6, 2) == millions
+
+
 CONTEXT = torch.zeros(2, 3, 24)
 
 
