@@ -134,6 +134,70 @@ def test_the_spellings_of_older_scripts(ldm, tiny_ldm):
     assert (told["steps"], told["sampler"]["eta"], told["outdir"], len(told["seeds"])) == (4, 0.0, "out", 2)
 
 
+def test_a_model_may_stand_in_the_place_of_the_config(ldm, tiny_ldm):
+    args = ("--total-steps", 2, "--step-size", 0, "--json")
+    for words in (["--config", tiny_ldm], [tiny_ldm]):
+        code, out, err = ldm("sample", *words, *args, model=None)
+        assert code == 0, err
+        assert json.loads(out)["model"]["name"] == str(tiny_ldm)
+    Path("empty").mkdir()
+    assert "empty is a folder without a checkpoint" in ldm("sample", "--config", "empty", model=None)[2]
+
+
+def test_the_yaml_of_a_published_checkpoint_needs_its_checkpoint(ldm):
+    Path("ffhq.yaml").write_text("model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n")
+    code, out, err = ldm("sample", "--config", "ffhq.yaml", model=None)
+    assert (code, out) == (2, "")
+    assert err == "error: ffhq.yaml describes a published checkpoint, and none is given. Name it with --checkpoint\n"
+
+
+def test_plms(ldm):
+    code, out, err = ldm("sample", "--sampler", "plms", "--total-steps", 10, "--step-size", 5, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["sampler"] == {"kind": "plms", "steps": 10, "spacing": "uniform"}
+    assert told["logged"] == [5, 10]
+
+
+def test_the_published_spacing_counts_the_steps_that_it_makes(ldm):
+    args = ("--total_steps", 40, "--step_size", 20, "--spacing", "compvis", "--save", "image")
+    code, out, err = ldm("sample", *args, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["steps"], told["logged"]) == (50, [20, 40, 50])
+    assert names("outputs/ldm-sample") == [*(f"image_step_{n}.png" for n in (20, 40, 50)), "sample.yaml"]
+    assert "1 sample of 50 steps" in ldm("sample", *args, "--dry-run")[1]
+    assert ldm("grid", *args)[0] == 0
+    assert "image_step(20,40,50).png" in names("outputs/ldm-grid")
+
+
+@pytest.mark.parametrize("flags", [("--height", 48, "--width", 64), ("--H", 48, "--W", 64)])
+def test_images_of_another_size(ldm, flags):
+    code, _, err = ldm("sample", "--total-steps", 2, "--step-size", 1, "--save", "image,latent,latent-diff", *flags)
+    assert code == 0, err
+    pictures = list(Path("outputs/ldm-sample").glob("*.png"))
+    assert len(pictures) == 5
+    assert {size_of(path) for path in pictures} == {(64, 48)}
+    assert ldm("grid", "--total-steps", 2, "--step-size", 1, "-n", 2, *flags)[0] == 0
+
+
+def test_draws_of_the_published_code_follow_each_other(ldm):
+    """The first batch of a run is the same however many follow it, and depends on the size of the batch."""
+    args = ("--total-steps", 4, "--step-size", 0, "--rng", "compvis", "--seed", 3)
+
+    def pictures(folder, *more):
+        code, _, err = ldm("sample", *args, "--outdir", folder, *more)
+        assert code == 0, err
+        return [data for name, data in contents(folder).items() if name.endswith(".png")]
+
+    four = pictures("four", "-n", 4, "--batch-size", 2)
+    assert len(set(four)) == 4
+    assert pictures("two", "-n", 2, "--batch-size", 2) == four[:2]
+    assert pictures("whole", "-n", 4, "--batch-size", 4)[:2] != four[:2]
+    with Image.open("four/00003.png") as image:
+        assert image.text == {"rng": "compvis", "seed": "3", "sample": "3", "step": "4"}
+
+
 def test_grid(ldm):
     code, out, err = ldm("grid", "--total-steps", 20, "--step-size", 4, "--seed", 1125, "-n", 4)
     assert code == 0, err
@@ -159,6 +223,24 @@ def test_grid(ldm):
         (["--total-steps", "0"], "--total-steps 0: expected a number of at least 1"),
         (["--total-steps", "-5"], "--total-steps -5: expected a number of at least 1"),
         (["--total-steps", "2.5"], "--total-steps"),
+        (["--eta", "0.5", "--sampler", "plms"], "--eta does not apply to sampler 'plms'"),
+        (["--spacing", "compvis", "--sampler", "ddpm"], "--spacing does not apply to sampler 'ddpm'"),
+        (["--spacing", "quad"], "--spacing quad"),
+        (
+            ["--spacing", "compvis", "--total-steps", "30"],
+            "The nearest that work: 25 (it makes 25) and 34 (it makes 50)",
+        ),
+        (
+            ["--spacing", "compvis", "--total-steps", "40", "--step-size", "51"],
+            "--step-size 51: it is greater than the",
+        ),
+        (["--total-steps", "9", "--height", "50"], "--height 50: expected a multiple of 8"),
+        (["--width", "-8"], "--width -8: expected a number of at least 1"),
+        (["--rng", "global"], "--rng global"),
+        (["--rng", "compvis", "--seeds", "1-4"], "--rng compvis: compvis draws for a whole batch at once"),
+        (["--rng", "compvis", "--deterministic"], "so it cannot go with --deterministic"),
+        (["--rng", "compvis", "--resume", "--total-steps", "9"], "--resume: with --rng compvis"),
+        (["some.ckpt"], "two models, "),
         (["--total-steps", "101"], "101 steps are more than the 100 timesteps of"),
         (["--sampler", "ddpm", "--eta", "1"], "--eta does not apply to"),
         (["--sampler", "dimm"], "dimm"),

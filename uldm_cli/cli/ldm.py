@@ -1,6 +1,7 @@
 """`uldm ldm`: latent diffusion models."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,8 +31,6 @@ from uldm_cli.cli.options import (
 from uldm_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from uldm_cli.runs.plan import Plan
     from uldm_cli.runs.sample import Result
 
@@ -159,6 +158,7 @@ def _add(verb: str, about: str, examples: str) -> None:
         if seeds is not None and seed is not None:
             raise UsageError("--seed and --seeds are both given", "Give one of them")
 
+        arguments, model = _model_among(arguments or [], model)
         flags = {
             "model": model,
             "weights": weights,
@@ -181,16 +181,33 @@ def _add(verb: str, about: str, examples: str) -> None:
             "precision": precision,
             "compile": compile or None,
         }
-        _run(verb, arguments or [], flags, outdir, resume=resume, dry_run=dry_run)
+        _run(verb, arguments, flags, outdir, resume=resume, dry_run=dry_run)
 
     app.command(verb, cls=Command, help=about, epilog=examples)(command)
+
+
+def _model_among(arguments: list[str], model: str | None) -> tuple[list[str], str | None]:
+    """A model in the place of the config, as `--config model.safetensors` or `--config FOLDER` has it, is the model."""
+    models = [text for text in arguments if _is_model(text)]
+    if not models:
+        return arguments, model
+    named = models if model is None else [model, *models]
+    if len(named) > 1:
+        raise UsageError(f"two models, {named[0]} and {named[1]}", "Name one")
+    return [text for text in arguments if text not in models], named[0]
+
+
+def _is_model(argument: str) -> bool:
+    path = Path(argument)
+    override = "=" in argument or argument.startswith("~")
+    return not override and (path.suffix in (".safetensors", ".ckpt") or path.is_dir())
 
 
 def _run(
     verb: str,
     arguments: list[str],
     flags: Mapping[str, object],
-    outdir: "Path | None",
+    outdir: Path | None,
     *,
     resume: bool,
     dry_run: bool,
@@ -249,7 +266,7 @@ def _show_result(verb: str, result: "Result") -> None:
     )
 
 
-def _described(verb: str, plan: "Plan", files: "Sequence[tuple[str, Path]]") -> dict[str, Any]:
+def _described(verb: str, plan: "Plan", files: Sequence[tuple[str, Path]]) -> dict[str, Any]:
     spec = plan.spec
     return {
         "command": f"ldm {verb}",
@@ -264,7 +281,7 @@ def _described(verb: str, plan: "Plan", files: "Sequence[tuple[str, Path]]") -> 
     }
 
 
-def _rows(plan: "Plan", files: "Sequence[tuple[str, Path]]") -> list[tuple[str, int, str]]:
+def _rows(plan: "Plan", files: Sequence[tuple[str, Path]]) -> list[tuple[str, int, str]]:
     """A row a kind: how many files, and the first and last of them."""
     by_kind: dict[str, list[str]] = {}
     for kind, path in files:

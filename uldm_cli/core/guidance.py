@@ -1,20 +1,18 @@
 """Classifier-free guidance: what a condition changes in a prediction, exaggerated."""
 
-from typing import TYPE_CHECKING
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from uldm_cli.core.conditioning import Condition
+from uldm_cli.core.denoiser import Denoiser
 from uldm_cli.core.samplers import Denoise, Prediction
 from uldm_cli.errors import UsageError
 
-if TYPE_CHECKING:
-    from uldm_cli.core.denoiser import Denoiser
-
 
 def guided(
-    denoiser: "Denoiser", condition: Condition, unconditional: Condition | None = None, scale: float = 1.0
+    denoiser: Denoiser, condition: Condition, unconditional: Condition | None = None, scale: float = 1.0
 ) -> Denoise:
     """A denoiser that is told a condition, for a sampler.
 
@@ -49,10 +47,8 @@ def _mixed(halves: Tensor, scale: float) -> Tensor:
 
 def _batch(first: Condition, second: Condition) -> Condition:
     """Both conditions in one batch."""
-    return Condition(*(_joined(name, getattr(first, name), getattr(second, name)) for name in _PARTS))
-
-
-_PARTS = ("concat", "context", "label")
+    parts = [field.name for field in fields(Condition)]
+    return Condition(**{part: _joined(part, getattr(first, part), getattr(second, part)) for part in parts})
 
 
 def _joined(name: str, first: Tensor | None, second: Tensor | None) -> Tensor | None:
