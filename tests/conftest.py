@@ -8,9 +8,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,82 @@ def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
         return path
 
     return make
+
+
+class Server(ThreadingHTTPServer):
+    """A real one on the loopback interface. It serves `content` under any path; the path's name says how."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.content = bytes(range(256)) * 4000
+        self.headers: dict[str, str] = {}  # added to every answer, such as ETag
+        self.requests: list[tuple[str, str | None]] = []  # path, Range
+        self.breaks = 0  # how many more answers end early
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        wanted = self.headers["Range"]
+        self.server.requests.append((self.path, wanted))
+        if self.path == "/gone":
+            return self.send_error(404)
+        if self.path.startswith("/to?"):
+            return self.redirect(self.path.removeprefix("/to?"))
+        body = b"x" * len(self.server.content) if self.path == "/wrong" else self.server.content
+        start = self.start(wanted)
+        if start > len(body):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body) - start))
+        if start and self.path != "/no-content-range":
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        if self.path == "/page":
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        end = len(body)
+        if self.server.breaks or self.path == "/always-breaks":
+            self.server.breaks = max(self.server.breaks - 1, 0)
+            end = start + (len(body) - start) // 2 if self.path != "/always-breaks" else start
+        self.wfile.write(body[start:end])
+
+    def start(self, wanted: str | None) -> int:
+        """Where the answer begins: at the range that is wanted, unless that is of another version of the file."""
+        only_if = self.headers["If-Range"]
+        if not wanted or self.path == "/no-ranges":
+            return 0
+        if only_if and only_if not in self.server.headers.values() and self.path != "/ignores-if-range":
+            return 0
+        return int(wanted.removeprefix("bytes=").removesuffix("-"))
+
+    def redirect(self, to: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", to)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.delenv("ULDM_OFFLINE", raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    console.configure(quiet=True)
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+    console.configure()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

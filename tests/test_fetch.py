@@ -1,105 +1,27 @@
-"""The downloader against a real server on the loopback interface that breaks in all the usual ways."""
+"""The downloader against a real server (tests/conftest.py) that breaks in all the usual ways."""
 
 import errno
 import hashlib
 import http.client
-import threading
 import urllib.request
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from uldm_cli import console, fetch
+from uldm_cli import fetch
 from uldm_cli.errors import UldmError, UsageError
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-class Server(ThreadingHTTPServer):
-    """Serves `content` under any path; the path's name says how."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content = CONTENT
-        self.headers: dict[str, str] = {}  # added to every answer, such as ETag
-        self.requests: list[tuple[str, str | None]] = []  # path, Range
-        self.breaks = 0  # how many more answers end early
-
-    def url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{name}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        wanted = self.headers["Range"]
-        self.server.requests.append((self.path, wanted))
-        if self.path == "/gone":
-            return self.send_error(404)
-        if self.path.startswith("/to?"):
-            return self.redirect(self.path.removeprefix("/to?"))
-        body = b"x" * len(CONTENT) if self.path == "/wrong" else self.server.content
-        start = self.start(wanted)
-        if start > len(body):
-            return self.send_error(416)
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body) - start))
-        if start and self.path != "/no-content-range":
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        if self.path == "/page":
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-        for name, value in self.server.headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        end = len(body)
-        if self.server.breaks or self.path == "/always-breaks":
-            self.server.breaks = max(self.server.breaks - 1, 0)
-            end = start + (len(body) - start) // 2 if self.path != "/always-breaks" else start
-        self.wfile.write(body[start:end])
-
-    def start(self, wanted: str | None) -> int:
-        """Where the answer begins: at the range that is wanted, unless that is of another version of the file."""
-        only_if = self.headers["If-Range"]
-        if not wanted or self.path == "/no-ranges":
-            return 0
-        if only_if and only_if not in self.server.headers.values() and self.path != "/ignores-if-range":
-            return 0
-        return int(wanted.removeprefix("bytes=").removesuffix("-"))
-
-    def redirect(self, to: str) -> None:
-        self.send_response(302)
-        self.send_header("Location", to)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.delenv("ULDM_OFFLINE", raising=False)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    console.configure(quiet=True)
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
-    console.configure()
-
-
 def get(target: Path, *urls: str, sha256: str | None = SHA256, size: int | None = None) -> Path:
     return fetch.fetch(urls, target, description="the thing", sha256=sha256, size=size)
 
 
-def test_downloads_once(server: Server, tmp_path: Path) -> None:
+def test_downloads_once(server: Any, tmp_path: Path) -> None:
     target = tmp_path / "deep/er/file"
     for _ in range(2):
         assert get(target, server.url("file"), size=len(CONTENT)) == target
@@ -108,7 +30,7 @@ def test_downloads_once(server: Server, tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["file"]
 
 
-def test_resumes_after_broken_connections(server: Server, tmp_path: Path) -> None:
+def test_resumes_after_broken_connections(server: Any, tmp_path: Path) -> None:
     server.breaks = 2
     get(tmp_path / "file", server.url("file"))
     assert (tmp_path / "file").read_bytes() == CONTENT
@@ -116,20 +38,20 @@ def test_resumes_after_broken_connections(server: Server, tmp_path: Path) -> Non
     assert [wanted for _, wanted in server.requests] == [None, f"bytes={half}-", f"bytes={half + half // 2}-"]
 
 
-def test_a_later_call_resumes(server: Server, tmp_path: Path) -> None:
+def test_a_later_call_resumes(server: Any, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(CONTENT[:1000])
     get(tmp_path / "file", server.url("file"))
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert server.requests == [("/file", "bytes=1000-")]
 
 
-def test_complete_part_needs_no_request_when_the_size_is_known(server: Server, tmp_path: Path) -> None:
+def test_complete_part_needs_no_request_when_the_size_is_known(server: Any, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(CONTENT)
     get(tmp_path / "file", server.url("file"), size=len(CONTENT))
     assert not server.requests
 
 
-def interrupt(server: Server, target: Path, name: str = "file") -> int:
+def interrupt(server: Any, target: Path, name: str = "file") -> int:
     """Leave the first half of a download whose result no checksum proves; returns its length."""
     server.breaks = 1
     with pytest.MonkeyPatch.context() as patch:
@@ -145,9 +67,7 @@ DATE = {"ETag": 'W/"1"', "Last-Modified": "Tue, 01 Mar 2022 10:00:00 GMT"}
 
 
 @pytest.mark.parametrize("headers", [ETAG, DATE])
-def test_without_a_checksum_it_resumes_the_same_version(
-    server: Server, tmp_path: Path, headers: dict[str, str]
-) -> None:
+def test_without_a_checksum_it_resumes_the_same_version(server: Any, tmp_path: Path, headers: dict[str, str]) -> None:
     server.headers = headers
     half = interrupt(server, tmp_path / "file")
     get(tmp_path / "file", server.url("file"), sha256=None)
@@ -157,7 +77,7 @@ def test_without_a_checksum_it_resumes_the_same_version(
 
 
 @pytest.mark.parametrize("name", ["file", "ignores-if-range"])
-def test_without_a_checksum_another_version_is_downloaded_whole(server: Server, tmp_path: Path, name: str) -> None:
+def test_without_a_checksum_another_version_is_downloaded_whole(server: Any, tmp_path: Path, name: str) -> None:
     server.headers = ETAG
     interrupt(server, tmp_path / "file", name)
     server.headers, server.content = {"ETag": '"2"'}, bytes(reversed(CONTENT))
@@ -165,7 +85,7 @@ def test_without_a_checksum_another_version_is_downloaded_whole(server: Server, 
     assert (tmp_path / "file").read_bytes() == server.content
 
 
-def test_without_a_checksum_a_mirror_is_asked_for_everything(server: Server, tmp_path: Path) -> None:
+def test_without_a_checksum_a_mirror_is_asked_for_everything(server: Any, tmp_path: Path) -> None:
     server.headers = ETAG
     interrupt(server, tmp_path / "file")
     get(tmp_path / "file", server.url("mirror"), sha256=None)
@@ -173,14 +93,14 @@ def test_without_a_checksum_a_mirror_is_asked_for_everything(server: Server, tmp
     assert server.requests == [("/mirror", None)]
 
 
-def test_without_a_checksum_or_a_version_nothing_old_is_resumed(server: Server, tmp_path: Path) -> None:
+def test_without_a_checksum_or_a_version_nothing_old_is_resumed(server: Any, tmp_path: Path) -> None:
     interrupt(server, tmp_path / "file")
     get(tmp_path / "file", server.url("file"), sha256=None)
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert server.requests == [("/file", None)]
 
 
-def test_a_part_that_nobody_knows_is_not_resumed(server: Server, tmp_path: Path) -> None:
+def test_a_part_that_nobody_knows_is_not_resumed(server: Any, tmp_path: Path) -> None:
     server.headers = ETAG
     (tmp_path / "file.part").write_bytes(b"something else")
     (tmp_path / "file.part.json").write_text("{}")
@@ -188,7 +108,7 @@ def test_a_part_that_nobody_knows_is_not_resumed(server: Server, tmp_path: Path)
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_a_whole_part_is_put_in_place(server: Server, tmp_path: Path) -> None:
+def test_a_whole_part_is_put_in_place(server: Any, tmp_path: Path) -> None:
     """A process that was killed between the last byte and the renaming leaves that."""
     server.headers = ETAG
     interrupt(server, tmp_path / "file")
@@ -198,13 +118,13 @@ def test_a_whole_part_is_put_in_place(server: Server, tmp_path: Path) -> None:
     assert not server.requests
 
 
-def test_an_answer_that_begins_elsewhere(server: Server, tmp_path: Path) -> None:
+def test_an_answer_that_begins_elsewhere(server: Any, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(CONTENT[:1000])
     with pytest.raises(UldmError, match="another part of the file than was asked for"):
         get(tmp_path / "file", server.url("no-content-range"))
 
 
-def test_a_web_page_is_not_the_file(server: Server, tmp_path: Path) -> None:
+def test_a_web_page_is_not_the_file(server: Any, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(CONTENT[:1000])
     with pytest.raises(UldmError, match="a web page instead of the file"):
         get(tmp_path / "file", server.url("page"))
@@ -215,64 +135,64 @@ def test_a_web_page_is_not_the_file(server: Server, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-def test_server_without_ranges(server: Server, tmp_path: Path) -> None:
+def test_server_without_ranges(server: Any, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(CONTENT[:1000])
     get(tmp_path / "file", server.url("no-ranges"))
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_wrong_part_is_thrown_away_and_the_mirror_gives_all(server: Server, tmp_path: Path) -> None:
+def test_wrong_part_is_thrown_away_and_the_mirror_gives_all(server: Any, tmp_path: Path) -> None:
     (tmp_path / "file.part").write_bytes(CONTENT + b"more")
     get(tmp_path / "file", server.url("file"), server.url("mirror"))
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_missing_then_mirror(server: Server, tmp_path: Path) -> None:
+def test_missing_then_mirror(server: Any, tmp_path: Path) -> None:
     get(tmp_path / "file", server.url("gone"), server.url("file"))
     assert [path for path, _ in server.requests] == ["/gone", "/file"]
 
 
-def test_wrong_checksum(server: Server, tmp_path: Path) -> None:
+def test_wrong_checksum(server: Any, tmp_path: Path) -> None:
     with pytest.raises(UldmError, match=r"another file: its sha256 begins with .*Put the file of .* by hand") as caught:
         get(tmp_path / "file", server.url("wrong"))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_checksum_then_mirror(server: Server, tmp_path: Path) -> None:
+def test_wrong_checksum_then_mirror(server: Any, tmp_path: Path) -> None:
     get(tmp_path / "file", server.url("wrong"), server.url("file"))
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_md5(server: Server, tmp_path: Path) -> None:
+def test_md5(server: Any, tmp_path: Path) -> None:
     fetch.fetch([server.url("f")], tmp_path / "a", description="a", md5=hashlib.md5(CONTENT).hexdigest())
     with pytest.raises(UldmError, match="its md5 begins"):
         fetch.fetch([server.url("f")], tmp_path / "b", description="b", md5="0" * 32)
 
 
-def test_wrong_size(server: Server, tmp_path: Path) -> None:
+def test_wrong_size(server: Any, tmp_path: Path) -> None:
     with pytest.raises(UldmError, match=f"{len(CONTENT)} bytes instead of 5"):
         get(tmp_path / "file", server.url("file"), sha256=None, size=5)
 
 
-def test_all_reasons_are_told(server: Server, tmp_path: Path) -> None:
+def test_all_reasons_are_told(server: Any, tmp_path: Path) -> None:
     with pytest.raises(
         UldmError, match=r"could not be downloaded \(127\.0\.0\.1: 404 .*; 127\.0\.0\.1: .*broke after 0"
     ):
         get(tmp_path / "file", server.url("gone"), server.url("always-breaks"))
 
 
-def test_nobody_listens(tmp_path: Path, server: Server) -> None:
+def test_nobody_listens(tmp_path: Path, server: Any) -> None:
     with pytest.raises(UldmError, match=r"Connection refused.*by hand"):
         get(tmp_path / "file", "http://127.0.0.1:9/file")
 
 
-def test_redirect(server: Server, tmp_path: Path) -> None:
+def test_redirect(server: Any, tmp_path: Path) -> None:
     get(tmp_path / "file", server.url("to?/there"))
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_only_http_even_after_a_redirect(server: Server, tmp_path: Path) -> None:
+def test_only_http_even_after_a_redirect(server: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not an http or https address"):
         get(tmp_path / "file", "file:///etc/passwd")
     for target in ("file:///etc/passwd", "ftp://127.0.0.1/file"):
@@ -288,7 +208,7 @@ def test_a_redirect_does_not_give_up_encryption() -> None:
         fetch._Redirects().redirect_request(request, BytesIO(), 302, "Found", headers, "http://example.org/b")
 
 
-def test_offline(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ULDM_OFFLINE", "1")
     with pytest.raises(UldmError, match=r"the thing is not on this machine and ULDM_OFFLINE.*by hand"):
         get(tmp_path / "none/file", server.url("file"))
@@ -298,9 +218,7 @@ def test_offline(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert get(tmp_path / "file", server.url("file")).read_bytes() == b"put there by hand"
 
 
-def test_disk_error_is_not_blamed_on_the_mirrors(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disk_error_is_not_blamed_on_the_mirrors(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -310,7 +228,7 @@ def test_disk_error_is_not_blamed_on_the_mirrors(
     assert len(server.requests) == 1
 
 
-def test_folder_that_is_a_file(server: Server, tmp_path: Path) -> None:
+def test_folder_that_is_a_file(server: Any, tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
     with pytest.raises(UldmError, match="cannot be stored"):
         get(tmp_path / "f/file", server.url("file"))

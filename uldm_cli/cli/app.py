@@ -18,6 +18,7 @@ from uldm_cli.errors import PluginError, UsageError, nearest
 GROUPS = {
     "vqvae": "Autoencoders: train a VQ-VAE.",
     "ldm": "Latent diffusion: train a model, sample from it.",
+    "convert": "Checkpoints of other programs: published models.",
     "config": "Configs: show one, check one, begin one; the schemas behind them.",
     "plugins": "Plugins: what is installed.",
 }
