@@ -61,7 +61,7 @@ Rng = Annotated[
     typer.Option(
         "--rng",
         metavar="NAME",
-        help="compvis: the published code's draws of --seed; another --batch-size or type of device gives others.",
+        help="compvis: the published code's draws; they depend on --batch-size and device.",
         rich_help_panel="Sampling",
     ),
 ]
