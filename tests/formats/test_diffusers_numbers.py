@@ -185,3 +185,80 @@ def test_pipeline_gives_the_same_picture(first_stage: str, saved: Callable[[Any]
     *_, last = ddim(ours, x, ours.schedule, no_noise, timesteps=uniform_timesteps(1000, 8), eta=0.0)
     picture = (ours.decode(last.x) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     assert -10 * np.log10(np.mean((picture - expected) ** 2)) >= 60
+
+
+OUR_VQ = {"kind": "vq", "resolution": 16, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "codebook_size": 16}
+OUR_KL = {
+    **{"kind": "kl", "resolution": 32, "ch": 32, "ch_mult": [1, 1, 2], "attn_resolutions": [16, 8], "z_channels": 4},
+    "num_res_blocks": 2,
+}
+OURS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": ({"channel_mult": [1, 2], "attention_resolutions": [2]}, OUR_VQ),
+    "no-attention": ({"channel_mult": [1, 2], "attention_resolutions": []}, OUR_VQ | {"attn_type": "none"}),
+    "ema-codes": ({"channel_mult": [1, 2]}, OUR_VQ | {"quantizer": {"kind": "ema"}}),
+    "one-level": ({"channel_mult": [1], "attention_resolutions": [1]}, OUR_VQ),
+    "heads-at-one-width": ({"channel_mult": [1, 2], "attention_resolutions": [2], "num_heads": 4}, OUR_VQ),
+    "one-head": ({"channel_mult": [1, 2], "attention_resolutions": [1, 2], "num_heads": 1}, OUR_VQ),
+    "new-order": ({"channel_mult": [1, 2], "use_new_attention_order": True}, OUR_VQ),
+    "scale-shift": ({"channel_mult": [1, 2], "use_scale_shift_norm": True}, OUR_KL),
+    "updown": ({"channel_mult": [1, 2, 2], "resblock_updown": True, "attention_resolutions": [2]}, OUR_KL),
+}
+
+
+def made_by_us(backbone: dict[str, Any], autoencoder: dict[str, Any]) -> tuple[Any, Checkpoint]:
+    """A model of ours, and what is written of it; its EMA weights are those that it computes with."""
+    backbone = {"kind": "unet", "model_channels": 32, "num_res_blocks": 1, "attention_resolutions": [1, 2]} | backbone
+    config = {
+        **{"autoencoder": autoencoder, "image_size": 16, "backbone": backbone, "schedule": "scaled_linear"},
+        **{"target": "eps", "scale_factor": 0.7},
+    }
+    spec = LatentDiffusionModel.model_validate(config)
+    model = randomized(spec.build())
+    ema = model.denoiser.backbone.state_dict()
+    parts = {"autoencoder": model.autoencoder.state_dict(), "ema": ema, "backbone": {k: 2 * v for k, v in ema.items()}}
+    tensors = {f"{part}.{key}": TensorRef.of(value) for part, state in parts.items() for key, value in state.items()}
+    tensors["kept.loss.logvar"] = TensorRef.of(torch.zeros(()))  # of another layout
+    header = Header("latent-diffusion", spec.model_dump(mode="json"), tensors={k: r.shape for k, r in tensors.items()})
+    return model, Checkpoint(Path("model"), "uldm", header, tensors)
+
+
+@pytest.mark.parametrize(("backbone", "autoencoder"), OURS.values(), ids=OURS)
+@torch.no_grad()
+def test_diffusers_gives_our_numbers(backbone: dict[str, Any], autoencoder: dict[str, Any], tmp_path: Path) -> None:
+    ours, checkpoint = made_by_us(backbone, autoencoder)
+    write(checkpoint, tmp_path / "written", "ema")
+    theirs = diffusers.LDMPipeline.from_pretrained(tmp_path / "written")
+    channels, side, _ = ours.latent_shape
+    x, t = random(2, channels, 8, 8), torch.tensor([3, 900])
+    same(theirs.unet(x, t).sample, ours.denoiser.backbone(x, t))
+    same(theirs.vqvae.decode(x / theirs.vqvae.config.scaling_factor).sample, ours.decode(x))
+    encoded = theirs.vqvae.encode(random(2, 3, 16, 16))
+    same(
+        encoded.latents if autoencoder["kind"] == "vq" else encoded.latent_dist.mean,
+        ours.encode(random(2, 3, 16, 16)) / 0.7,
+    )
+    assert theirs.unet.config.sample_size == side
+    assert torch.allclose(theirs.scheduler.alphas_cumprod, ours.schedule.alphas_cumprod, atol=1e-6)
+
+
+@torch.no_grad()
+def test_raw_weights_by_choice(tmp_path: Path) -> None:
+    ours, checkpoint = made_by_us(*OURS["plain"])
+    write(checkpoint, tmp_path / "written", "raw")
+    theirs = diffusers.UNet2DModel.from_pretrained(tmp_path / "written" / "unet")
+    assert torch.equal(theirs.conv_in.weight, 2 * ours.denoiser.backbone.input_blocks[0][0].weight)
+
+
+@pytest.mark.parametrize("kind", ["vq", "kl"])
+@torch.no_grad()
+def test_autoencoder_alone_is_written(kind: str, tmp_path: Path) -> None:
+    spec = AutoencoderModel.model_validate({"autoencoder": {"vq": OUR_VQ, "kl": OUR_KL}[kind], "image_size": 16})
+    ours: Any = randomized(spec.build())
+    tensors = {f"ema.{key}": TensorRef.of(value) for key, value in ours.state_dict().items()}
+    header = Header("autoencoder", spec.model_dump(mode="json"), tensors={k: r.shape for k, r in tensors.items()})
+    write(Checkpoint(Path("model"), "uldm", header, tensors), tmp_path / "written")
+    kinds = {"vq": diffusers.VQModel, "kl": diffusers.AutoencoderKL}
+    theirs = kinds[kind].from_pretrained(tmp_path / "written")
+    z = random(2, ours.post_quant_conv.in_channels, 8, 8)
+    same(theirs.decode(z).sample, ours.from_latent(z))
+    assert theirs.config.scaling_factor == {"vq": 1.0, "kl": 0.18215}[kind]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uldm_cli.errors import ConfigError
-from uldm_cli.formats.diffusers.fields import Fields
+from uldm_cli.formats.diffusers.fields import Fields, unheld
 from uldm_cli.formats.diffusers.tables import AutoencoderShape
 
 CLASSES = {"VQModel": "vq", "AutoencoderKL": "kl"}
@@ -116,7 +116,7 @@ def write_autoencoder(config: Mapping[str, Any], scale: float | None) -> dict[st
         )
     if config["ch_mult"][0] != 1:
         first = config["ch_mult"][0]
-        raise ConfigError(f"autoencoder.ch_mult begins with {first}, and in diffusers it is always 1")
+        raise unheld(f"autoencoder.ch_mult begins with {first}, and in diffusers it is always 1")
     shape = autoencoder_shape(config)
     types = {way: [names[attends] for attends in shape.attention] for way, names in BLOCKS.items()}
     written = {

@@ -12,6 +12,11 @@ LARGEST_JSON = 100_000_000
 """Bytes; the index of a thousand shards is far smaller."""
 
 
+def unheld(what: str) -> ConfigError:
+    """The error for a model of ours that diffusers has no place for."""
+    return ConfigError(what, "uldm's own format holds it, and so does that of the published code")
+
+
 class Fields:
     """The fields of one JSON file. Each is asked for once, with the default that diffusers gives it."""
 

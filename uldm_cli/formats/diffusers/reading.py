@@ -97,7 +97,10 @@ def _pipeline(path: Path) -> Checkpoint:
         raise fields.wrong("_class_name", " or ".join(autoencoders.CLASSES))
     autoencoder, scale = _autoencoder(fields, found, "autoencoder")
     if (latents := autoencoder["embed_dim"]) != channels:
-        raise ConfigError(f"{path}: the U-Net's in_channels are {channels}, and {slot}'s latents have {latents}")
+        raise ConfigError(
+            f"{path}: the U-Net's in_channels are {channels}, and {slot}'s latents have {latents}",
+            "They belong to different models: fetch it again",
+        )
     schedule, target, warnings = read_scheduler(Fields.read(path / "scheduler" / SCHEDULER_CONFIG))
     found.warnings += warnings
     config = {

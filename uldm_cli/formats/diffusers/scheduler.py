@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from uldm_cli.errors import ConfigError
-from uldm_cli.formats.diffusers.fields import Fields
+from uldm_cli.formats.diffusers.fields import Fields, unheld
 
 CLASSES = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler")
 """Schedulers whose betas and prediction types mean the same."""
@@ -48,7 +48,7 @@ def write_scheduler(schedule: Mapping[str, Any], target: str) -> dict[str, Any]:
         )
     if schedule["kind"] == "cosine" and schedule["offset"] != COSINE_OFFSET:
         offset = schedule["offset"]
-        raise ConfigError(f"schedule.offset is {offset}, and diffusers' cosine schedule has {COSINE_OFFSET} only")
+        raise unheld(f"schedule.offset is {offset}, and diffusers' cosine schedule has {COSINE_OFFSET} only")
     betas = {f"beta_{end}": schedule[end] for end in ("start", "end") if end in schedule}
     return {
         "_class_name": "DDIMScheduler",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from uldm_cli.errors import ConfigError
-from uldm_cli.formats.diffusers.fields import Fields
+from uldm_cli.formats.diffusers.fields import Fields, unheld
 from uldm_cli.formats.diffusers.tables import UNetShape
 
 CLASS = "UNet2DModel"
@@ -111,10 +111,10 @@ def write_unet(config: Mapping[str, Any], channels: int, side: int) -> dict[str,
         raise ConfigError(f"diffusers has no model like backbone.kind {config['kind']!r}", "It has: unet")
     for name, only in PLAIN.items():
         if (value := config[name]) != only:
-            raise ConfigError(f"backbone.{name} is {json.dumps(value)}, which diffusers' {CLASS} cannot hold")
+            raise unheld(f"backbone.{name} is {json.dumps(value)}, which diffusers' {CLASS} cannot hold")
     width, mult = config["model_channels"], config["channel_mult"]
     if mult[0] != 1:
-        raise ConfigError(f"backbone.channel_mult begins with {mult[0]}, and in diffusers' {CLASS} it is always 1")
+        raise unheld(f"backbone.channel_mult begins with {mult[0]}, and in diffusers' {CLASS} it is always 1")
     shape = unet_shape(config)
     updown = config["resblock_updown"]
     resample = "resnet" if updown else "conv"
