@@ -47,7 +47,7 @@ def test_groups_and_table_agree() -> None:
     assert set(registry.BUILTIN) == {*registry.GROUPS, "commands"}
 
 
-@pytest.mark.parametrize(("kind", "hint"), [("dim", "Did you mean 'ddim'?"), ("zzz", "There are: ddim, ddpm")])
+@pytest.mark.parametrize(("kind", "hint"), [("dim", "Did you mean 'ddim'?"), ("zzz", "There are: ddim, ddpm, plms")])
 def test_unknown_kind(kind: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         registry.load("samplers", kind)
@@ -61,7 +61,7 @@ def test_unknown_kind_of_an_empty_group() -> None:
 
 def test_plugin_is_found_and_loaded(install: Install) -> None:
     install("foo", samplers="heun = foo_module:thing")
-    assert registry.kinds("samplers") == ["ddim", "ddpm", "heun"]
+    assert registry.kinds("samplers") == ["ddim", "ddpm", "plms", "heun"]
     assert registry.load("samplers", "heun") == "the thing"
     assert registry.owner("samplers", "heun") == "the plugin 'foo 1.0'"
     assert registry.owner("samplers", "ddim") == "uldm"
@@ -108,7 +108,7 @@ def test_interrupt_while_a_plugin_loads_stays_one(install: Install) -> None:
 def test_builtin_wins_over_a_plugin_of_its_name(install: Install) -> None:
     install("foo", samplers="ddim = foo_module:thing")
     assert registry.load("samplers", "ddim").__name__ == "DDIM"
-    assert registry.kinds("samplers") == ["ddim", "ddpm"]
+    assert registry.kinds("samplers") == ["ddim", "ddpm", "plms"]
     [entry] = [entry for entry in registry.entries() if not entry.builtin]
     assert entry.status == "hidden by the built-in of this name"
 
@@ -145,7 +145,7 @@ def test_entry_points_for_another_api_are_listed_and_not_used(install: Install, 
     registry._plugins.cache_clear()
     [entry] = [entry for entry in registry.entries() if not entry.builtin]
     assert (entry.group, entry.status) == ("uldm.samplers.v9", "not used: uldm looks for groups like uldm.samplers.v1")
-    assert registry.kinds("samplers") == ["ddim", "ddpm"]
+    assert registry.kinds("samplers") == ["ddim", "ddpm", "plms"]
 
 
 def test_entry_point_with_extras(install: Install) -> None:

@@ -1,10 +1,16 @@
 """What a sampling run is going to do, known before torch is there."""
 
+from typing import Literal
+
 import pytest
 
 from uldm_cli.errors import ConfigError
-from uldm_cli.runs.plan import logged_steps, read_config
+from uldm_cli.runs.models import model_config, resolve
+from uldm_cli.runs.plan import _steps, logged_steps, read_config
 from uldm_cli.runs.sample import plan_sample
+from uldm_cli.specs.base import Spec
+from uldm_cli.specs.models import LatentDiffusionModel
+from uldm_cli.specs.samplers import DDIM
 from uldm_cli.specs.sampling import Sampling
 
 
@@ -64,6 +70,18 @@ def test_what_the_published_spacing_cannot_do(plan, fields, says):
     with pytest.raises(ConfigError) as caught:
         plan(**{"step_size": 0, "save": "image", **fields}, spacing="compvis")
     assert says in str(caught.value)
+
+
+def test_a_schedule_that_does_not_say_its_timesteps_has_no_published_spacing(tiny_ldm):
+    class Continuous(Spec):
+        """As a plugin may have it: T is known once it is built."""
+
+        kind: Literal["continuous"] = "continuous"
+
+    model = model_config(resolve(str(tiny_ldm)), LatentDiffusionModel).model_copy(update={"schedule": Continuous()})
+    assert _steps(Sampling(sampler=DDIM(steps=30)), model, "mine") == 30
+    with pytest.raises(ConfigError, match="--spacing compvis: the schedule of mine does not say"):
+        _steps(Sampling(sampler=DDIM(steps=30, spacing="compvis")), model, "mine")
 
 
 def test_a_size_is_the_model_s_own_or_as_asked(plan):

@@ -174,6 +174,8 @@ def _steps(spec: Sampling, model: LatentDiffusionModel, name: str) -> int:
     asked: int = spec.sampler.steps  # type: ignore[attr-defined]  # every sampler has it: the config was validated
     timesteps: int | None = getattr(model.schedule, "timesteps", None)
     if timesteps is None:
+        if isinstance(spec.sampler, Spaced) and spec.sampler.spacing == "compvis":
+            raise ConfigError(f"--spacing compvis: the schedule of {name} does not say how many timesteps it has")
         return asked
     if asked > timesteps:
         raise ConfigError(
