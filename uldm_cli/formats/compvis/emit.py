@@ -47,7 +47,7 @@ def config_of(header: Header, path: Path, has: Has) -> dict[str, Any]:
 
 
 def _unfit(path: Path, field: str, value: Any, why: str) -> ConfigError:
-    return ConfigError(f"{path} cannot be written as a published checkpoint: {field} is {value}", why.capitalize())
+    return ConfigError(f"{path} cannot be written as a published checkpoint: {field} is {value}", why)
 
 
 def _latent_diffusion(model: Mapping[str, Any], path: Path, has: Has) -> dict[str, Any]:
@@ -56,9 +56,9 @@ def _latent_diffusion(model: Mapping[str, Any], path: Path, has: Has) -> dict[st
     factor = 2 ** (len(autoencoder["ch_mult"]) - 1)
     side, channels = model["image_size"] // factor, autoencoder["embed_dim"]
     if network["kind"] != "unet":
-        raise _unfit(path, "backbone.kind", network["kind"], "the reference has only unet")
+        raise _unfit(path, "backbone.kind", network["kind"], "The reference has only unet")
     if model["target"] not in TARGETS_OF_TRAINING.values():
-        raise _unfit(path, "target", model["target"], "the reference knows eps and x0")
+        raise _unfit(path, "target", model["target"], "The reference knows eps and x0")
     return {
         **_schedule(model["schedule"], path),
         "num_timesteps_cond": 1,
@@ -88,7 +88,7 @@ def _schedule(schedule: Mapping[str, Any], path: Path) -> dict[str, Any]:
     names = {ours: theirs for theirs, ours in SCHEDULES.items()}
     kind = schedule["kind"]
     if kind not in names:
-        raise _unfit(path, "schedule.kind", kind, f"the reference knows {', '.join(names)}")
+        raise _unfit(path, "schedule.kind", kind, f"The reference knows {', '.join(names)}")
     start = {"beta_schedule": names[kind], "timesteps": schedule["timesteps"]}
     if kind == "cosine":
         return start | {"cosine_s": schedule["offset"]}
@@ -108,7 +108,7 @@ def _conditioning(model: Mapping[str, Any], path: Path) -> dict[str, Any]:
         return {**common, "cond_stage_key": key, "cond_stage_config": dict(_IDENTITY)}
     if kind not in _STAGE_KEYS:
         listing = ", ".join([*_STAGE_KEYS, "identity"])
-        raise _unfit(path, "conditioner.kind", kind, f"the reference knows {listing}")
+        raise _unfit(path, "conditioner.kind", kind, f"The reference knows {listing}")
     key, stage = _STAGE_KEYS[kind], _conditioner(conditioner)
     if kind == "tokens" and not conditioner["tokenizer"]:
         key = "coordinates_bbox"
@@ -165,14 +165,14 @@ def _resized(autoencoder: Mapping[str, Any], image_size: int) -> dict[str, Any]:
 def _first_stage(autoencoder: Mapping[str, Any], path: Path, *, alone: bool) -> dict[str, Any]:
     kind = autoencoder["kind"]
     if kind not in ("vq", "kl"):
-        raise _unfit(path, "autoencoder.kind", kind, "the reference has vq and kl")
+        raise _unfit(path, "autoencoder.kind", kind, "The reference has vq and kl")
     given = dict(autoencoder)
     shared: dict[str, Any] = {"embed_dim": given.pop("embed_dim"), "monitor": "val/rec_loss"}
     target = "AutoencoderKL"
     if kind == "vq":
         quantizer = given.pop("quantizer")
         if quantizer["kind"] != "nearest":
-            raise _unfit(path, "autoencoder.quantizer.kind", quantizer["kind"], "the reference has only nearest")
+            raise _unfit(path, "autoencoder.quantizer.kind", quantizer["kind"], "The reference has only nearest")
         shared["n_embed"] = given.pop("codebook_size")
         target = "VQModel" if alone else "VQModelInterface"
     given.pop("kind")

@@ -95,8 +95,8 @@ def _check_schedule(stored: TensorRef, model: Translated, path: Path) -> None:
         said = f"{path} has a schedule of {list(stored.shape)} timesteps, and {model.path} one of {len(betas)}"
         raise ConfigError(said, "In the config, model.params.timesteps is likely wrong")
     found = stored.read().double()
-    off = (found - betas).abs() > 0.01 * betas  # more than what half precision rounds away
-    if off.any():
+    same = (found - betas).abs() <= 0.01 * betas  # half precision rounds that much away
+    if not same.all():
         theirs, ours = (f"{b[0]:.3g} to {b[-1]:.3g}" for b in (found, betas))
         said = f"{path} was trained with betas of {theirs}, and {model.path} describes betas of {ours}"
         raise ConfigError(said, "In the config, model.params.linear_start, linear_end or beta_schedule is likely wrong")
