@@ -73,6 +73,25 @@ def test_losses_by_hand() -> None:
     torch.testing.assert_close(z.grad.view(2, 2), torch.tensor([[0.0, 0.5], [-0.5, 0.0]]))
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_beta_stands_where_the_published_quantizer_has_it(legacy: bool) -> None:
+    """Its formulas, sg stopping the gradient: (sg z_q - z)^2 + beta (z_q - sg z)^2, or beta at the other one."""
+    z, codes = latents().requires_grad_(), torch.randn(7, 3, generator=torch.Generator().manual_seed(1))
+    quantizer = Quantizer(7, 3, legacy=legacy)
+    quantizer.embedding.data.copy_(codes)
+    losses = quantizer(z).losses
+    (losses["codebook_loss"] + 0.25 * losses["commitment_loss"]).backward()
+    ours = z.grad.clone(), quantizer.embedding.grad.clone()
+
+    z.grad = None
+    codes.requires_grad_()
+    z_q = codes[quantizer(z).indices].permute(0, 3, 1, 2)
+    commitment, codebook = (z_q.detach() - z).square().mean(), (z_q - z.detach()).square().mean()
+    (commitment + 0.25 * codebook if legacy else 0.25 * commitment + codebook).backward()
+    torch.testing.assert_close(ours[0], z.grad)
+    torch.testing.assert_close(ours[1], codes.grad)
+
+
 def test_ema_codebook_learns_by_no_gradient() -> None:
     quantizer = ema_with_codes(torch.randn(7, 3))
     z = latents().requires_grad_()

@@ -1,0 +1,68 @@
+"""Configs of the published autoencoders: what they say of their latents, and what is refused."""
+
+import pytest
+
+from uldm_cli.errors import ConfigError
+from uldm_cli.specs.autoencoders import KL, VQ, Published
+from uldm_cli.specs.load import load_config
+from uldm_cli.specs.quantizers import EMA, Nearest
+from uldm_cli.specs.training import AutoencoderTraining
+
+
+@pytest.mark.parametrize(
+    ("spec", "factor", "channels"),
+    [
+        (VQ(), 4, 3),
+        (VQ(ch_mult=(1, 1, 2, 2, 4), z_channels=8), 16, 8),
+        (VQ(ch_mult=(1,), z_channels=8, embed_dim=5), 1, 5),
+        (KL(), 8, 4),
+        (KL(ch_mult=(1, 1, 2, 2, 4, 4), z_channels=64), 32, 64),
+    ],
+)
+def test_size_and_channels_of_the_latents(spec: Published, factor: int, channels: int) -> None:
+    assert spec.factor == factor
+    assert spec.latent_channels == channels
+
+
+@pytest.mark.parametrize("kind", [VQ, KL])
+def test_configs_go_round(kind: type[Published]) -> None:
+    spec = kind(ch=32, attn_resolutions=(64,), attn_type="none", in_channels=1)
+    assert spec.out_ch == 1
+    again = kind.model_validate(spec.model_dump(mode="json"))
+    assert again == spec
+    assert again.shape == spec.shape
+
+
+def test_quantizers_by_name() -> None:
+    assert VQ().quantizer == Nearest(legacy=False)
+    assert VQ(quantizer={"kind": "nearest", "legacy": True}).quantizer == Nearest(legacy=True)
+    assert VQ(quantizer="ema").quantizer == EMA()
+
+
+@pytest.mark.parametrize("kind", [VQ, KL])
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("ch=48", ["ch", "multiple of 32"]),
+        ("ch_mult=[]", ["ch_mult", "at least 1"]),
+        ("ch_mult=[1,0]", ["ch_mult", "greater than 0"]),
+        ("attn_resolutions=[64,16]", ["attn_resolutions", "expected some of the levels' sizes, [256, 128, 64"]),
+        ("attn_type=linear", ["attn_type", "'vanilla' or 'none'"]),
+        ("out_ch=1", ["out_ch", "expected 3, as in_channels"]),
+        ("dropout=1", ["dropout", "less than 1"]),
+        ("embed_dims=3", ["embed_dims", "Did you mean 'embed_dim'?"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(kind: type[Published], override: str, parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(kind, None, [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(part in message for part in parts), message
+
+
+def test_only_what_has_a_codebook_is_trained() -> None:
+    spec = load_config(AutoencoderTraining, None, ["autoencoder=vq", "autoencoder.in_channels=1"])
+    assert spec.autoencoder == VQ(in_channels=1)
+    with pytest.raises(ConfigError, match=r"autoencoder=kl .*'kl' cannot be trained here.*Train 'vq' or 'vqvae'"):
+        load_config(AutoencoderTraining, None, ["autoencoder=kl"])
