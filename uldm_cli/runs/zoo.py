@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ def _install(source: Path, what: Entry, origin: str) -> Pulled:
         if _is_archive(source):
             unzip(source, temporary)
         else:
-            shutil.copyfile(source, temporary / what.file)
+            _copy(source, temporary / what.file)
         checkpoint = _checkpoint_in(temporary, what, origin)
         found = _fingerprint(checkpoint, what, origin)
         _write_config(checkpoint, what)
@@ -180,6 +180,15 @@ def _install(source: Path, what: Entry, origin: str) -> Pulled:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return _recorded(target / checkpoint.relative_to(temporary), what, found)
+
+
+def _copy(source: Path, place: Path) -> None:
+    """A copy, or for a download, which goes away afterwards, a second name: no room for two of gigabytes is needed."""
+    if source.parent == place.parent.parent:
+        with suppress(OSError):  # not every disk has second names
+            os.link(source, place)
+            return
+    shutil.copyfile(source, place)
 
 
 def _is_archive(source: Path) -> bool:
