@@ -62,7 +62,9 @@ class Fused:
 
         first = theirs[0]
         width, *rest = first.shape or (0,)
-        if width % self.heads or any((one.shape, one.dtype) != (first.shape, first.dtype) for one in theirs):
+        if width % self.heads or first.shape not in ((width,), (width, width)):
+            return None
+        if any((one.shape, one.dtype) != (first.shape, first.dtype) for one in theirs):
             return None
         shape = (3 * width, *rest, *(1,) * len(rest))
 
@@ -79,7 +81,7 @@ class Fused:
     def split(self, ours: "TensorRef") -> "Sequence[TensorRef] | None":
         total, *rest = ours.shape or (0,)
         width, shape = total // 3, (total // 3, *rest[:1])
-        if total % (3 * self.heads) or tuple(rest) not in ((), (width, 1)):
+        if total % (3 * self.heads) or ours.shape not in ((total,), (total, width, 1)):
             return None
 
         def part(value: "Tensor", i: int) -> "Tensor":
