@@ -192,6 +192,21 @@ def test_ddpm_samples_too(config, out):
     assert (out / "image_step_20.png").exists()
 
 
+def test_draws_of_the_published_code_are_those_of_the_global_generator(config, out):
+    spec = config(steps=4, step_size=0, num=5, batch_size=2, save="npz", rng="compvis", seed=7)
+    with torch.random.fork_rng():
+        run(spec, out)
+        model = load_latent_diffusion(resolve(spec.model))
+        torch.manual_seed(7)
+        expected = []
+        for size in (2, 2, 1):
+            shape = (size, *model.latent_shape)
+            x = torch.randn(shape)
+            *_, last = spec.sampler.build()(model.denoiser, x, model.schedule, lambda n, draw, s=shape: torch.randn(s))
+            expected.append(to_uint8(model.decode(last.x)))
+    assert (np.load(out / "samples.npz")["arr_0"] == np.concatenate(expected)).all()
+
+
 def test_the_archive_holds_the_images_in_order(config, out):
     result = run(config(steps=2, step_size=0, num=5, batch_size=2, save="npz,image"), out)
     array = np.load(out / "samples.npz")["arr_0"]
