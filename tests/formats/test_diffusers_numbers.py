@@ -7,16 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from uldm_cli.core.samplers import ddim
 from uldm_cli.core.spacing import uniform_timesteps
+from uldm_cli.errors import ConfigError
+from uldm_cli.formats import compvis
 from uldm_cli.formats.checkpoint import Checkpoint, Header
 from uldm_cli.formats.diffusers import read, write
 from uldm_cli.formats.tensors import TensorRef
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel
 
 diffusers = pytest.importorskip("diffusers")
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "compvis"
 
 UNET: dict[str, Any] = {
     "sample_size": 8,
@@ -262,3 +267,24 @@ def test_autoencoder_alone_is_written(kind: str, tmp_path: Path) -> None:
     z = random(2, ours.post_quant_conv.in_channels, 8, 8)
     same(theirs.decode(z).sample, ours.from_latent(z))
     assert theirs.config.scaling_factor == {"vq": 1.0, "kl": 0.18215}[kind]
+
+
+@torch.no_grad()
+def test_a_published_model_written_for_diffusers(golden_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """The reference's own numbers, from a checkpoint in its layout."""
+    checkpoint = golden_checkpoint("uncond-vq")
+    write(compvis.read(checkpoint), tmp_path / "written", "ema")
+    theirs = diffusers.LDMPipeline.from_pretrained(tmp_path / "written")
+    golden = load_file(GOLDEN / "uncond-vq" / "golden.safetensors")
+    same(theirs.unet(golden["x_T"], golden["t"]).sample, golden["eps.ema"])
+    same(theirs.vqvae.decode(golden["latent"] / theirs.vqvae.config.scaling_factor).sample, golden["decoded"])
+    theirs.scheduler.set_timesteps(8)
+    x = golden["x_T"]
+    for t in theirs.scheduler.timesteps:
+        x = theirs.scheduler.step(theirs.unet(x, t).sample, t, x, eta=0.0).prev_sample
+    same(x, golden["ddim.eta0.x"][-1])
+
+
+def test_heads_of_several_sizes_are_refused(golden_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"backbone\.num_heads is 4 at several widths, so heads have 8, 16 channels"):
+        write(compvis.read(golden_checkpoint("uncond-kl")), tmp_path / "written", "ema")
