@@ -51,7 +51,7 @@ def storage_of(kind: str, numel: Any, file: MappedFile) -> Storage:
     dtype = storage_type(kind)
     if dtype is None:
         if kind.startswith("torch.") and kind.endswith("Storage"):
-            raise unreadable(file, f"a {kind}")
+            raise unreadable(file.path, f"a {kind}")
         raise ValueError
     return Storage(file, dtype, counts([numel])[0] * ITEM_BYTES.get(dtype, 1))
 

@@ -30,11 +30,14 @@ _SCALARS = {
 _UNREADABLE = {
     "torch._utils._rebuild_qtensor": "a quantized tensor",
     "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
+    "torch.serialization._get_layout": "a sparse tensor",
     "torch._utils._rebuild_nested_tensor": "a nested tensor",
     "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without values",
     "torch._utils._rebuild_device_tensor_from_numpy": "a tensor of a special device",
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": "a tensor of a special device",
 }
+_ALIASES = {"__builtin__": "builtins", "copy_reg": "copyreg", "posix": "os", "nt": "os"}
+"""Modules under the names of Python 2, as most pickles have them, or of one system."""
 _HARMLESS = {
     *("argparse.Namespace", "types.SimpleNamespace", "uuid.UUID", "decimal.Decimal", "fractions.Fraction"),
     *("datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta", "datetime.timezone"),
@@ -42,7 +45,7 @@ _HARMLESS = {
     *("collections.deque", "numpy.ndarray"),
 }
 """Classes of the standard library and numpy of which training scripts leave objects in their checkpoints."""
-_OWN = {"torch", "numpy", "__builtin__", "copy_reg", "commands", "cPickle", "urllib2"}
+_OWN = {"torch", "numpy", "commands", "cPickle", "urllib2"}
 """Where, beside the standard library, a class may well do something when it is made."""
 
 
@@ -206,15 +209,17 @@ class Unpickler:
     # Names and calls
 
     def _global(self, name: str) -> None:
-        self._stack.append(self._named(name.replace(" ", ".", 1)))
+        module, _, name = name.partition(" ")
+        self._stack.append(self._named(module, name))
 
     def _stack_global(self, _: object) -> None:
         name, module = self._stack.pop(), self._stack.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
             raise TypeError
-        self._stack.append(self._named(f"{module}.{name}"))
+        self._stack.append(self._named(module, name))
 
-    def _named(self, name: str) -> Global:
+    def _named(self, module: str, name: str) -> Global:
+        name = f"{_ALIASES.get(module, module)}.{name}"
         found = Global("".join(c if c.isprintable() else "?" for c in name[:200]))
         if found.name not in _CALLS and found.name not in DTYPES and storage_type(found.name) is None:
             self.skipped[found.name] = None
@@ -226,7 +231,8 @@ class Unpickler:
 
     def _inst(self, name: str) -> None:
         arguments = tuple(self._marked())
-        self._stack.append(self._called(self._named(name.replace(" ", ".", 1)), arguments))
+        module, _, name = name.partition(" ")
+        self._stack.append(self._called(self._named(module, name), arguments))
 
     def _obj(self, _: object) -> None:
         called, *arguments = self._marked()
@@ -404,13 +410,9 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": Unpickler._mapping,
     "collections.Counter": Unpickler._mapping,
     "collections.defaultdict": Unpickler._default_mapping,
-    **{
-        f"{module}.{name}": Unpickler._collection
-        for module in ("builtins", "__builtin__")
-        for name in ("set", "frozenset")
-    },
+    **dict.fromkeys(("builtins.set", "builtins.frozenset"), Unpickler._collection),
     "_codecs.encode": Unpickler._encoded,
-    **dict.fromkeys(("copyreg._reconstructor", "copy_reg._reconstructor"), Unpickler._reconstructed),
+    "copyreg._reconstructor": Unpickler._reconstructed,
     "torch.Size": Unpickler._size,
     "torch.device": Unpickler._device,
     "torch._utils._rebuild_tensor": Unpickler._tensor,
