@@ -44,7 +44,7 @@ def read(path: Path, config: Path | None = None) -> Checkpoint:
     model = read_config(config)
     renamed = rename(tensors, model, path)
     shapes = {name: ref.shape for name, ref in renamed.tensors.items()}
-    header = Header(model.kind, _with_scale_factor(model, tensors).config, {}, step, shapes)
+    header = Header(model.kind, _with_scale_factor(model, tensors, path).config, {}, step, shapes)
     warnings = (*model.warnings, *renamed.warnings, *skipped)
     return Checkpoint(path, "compvis", header, renamed.tensors, warnings, renamed.extra)
 
@@ -90,12 +90,13 @@ def _opened(path: Path) -> tuple[Tensors, int, tuple[str, ...]]:
     return pickle.tensors, step if type(step) is int and step >= 0 else 0, skipped
 
 
-def _with_scale_factor(model: Translated, tensors: Tensors) -> Translated:
+def _with_scale_factor(model: Translated, tensors: Tensors, path: Path) -> Translated:
     """The scale factor of a model that measured it in training: the checkpoint's, not the one it began with."""
     if not model.scale_by_std or "scale_factor" not in tensors:
         return model
     ref = tensors["scale_factor"]
     value = float(ref.read().item()) if ref.nbytes <= 8 else 0.0
     if not 0 < value < float("inf"):
-        raise ConfigError(f"{model.path} has scale_by_std, and the checkpoint's scale_factor is no number above 0")
+        said = f"{model.path} has scale_by_std, and the scale_factor in {path} is no number above 0"
+        raise ConfigError(said, "Save the checkpoint again, or give the config a scale_factor instead")
     return replace(model, config=model.config | {"scale_factor": value})
