@@ -68,8 +68,18 @@ def test_a_latent_diffusion_model_serves_as_its_autoencoder_but_not_the_other_wa
     ("name", "message", "hint"),
     [
         ("friuts64", "there is no model 'friuts64'", "Did you mean 'fruits64'?"),
-        ("nothing", "there is no model 'nothing'", "Name a file, a run's folder, or one of: fruits64"),
-        ("empty", "empty is a folder without a checkpoint", "Name a training run's folder, or a file"),
+        (
+            "nothing",
+            "there is no model 'nothing'",
+            "Name a file, a folder, zoo:NAME, hf://owner/name, or one of: fruits64",
+        ),
+        ("", "the name of the model is empty", "Name a file, a folder, zoo:NAME, hf://owner/name, or one of: fruits64"),
+        (
+            "empty",
+            "empty holds no model that uldm knows",
+            "Name a checkpoint, a run's folder, or a folder of diffusers",
+        ),
+        ("zoo:ffhq265", "the zoo has no model 'ffhq265'", "Did you mean 'ffhq256'?"),
     ],
 )
 def test_what_is_no_model_is_told(name, message, hint, tmp_path, monkeypatch):

@@ -267,12 +267,18 @@ def _show_result(verb: str, result: "Result") -> None:
 
 
 def _described(verb: str, plan: "Plan", files: Sequence[tuple[str, Path]]) -> dict[str, Any]:
+    from uldm_cli.runs.models import chosen_weights
+
     spec = plan.spec
     return {
         "command": f"ldm {verb}",
         "outdir": plan.folder,
         "config": plan.folder / plan.record,
-        "model": {"name": plan.model.name, "path": plan.model.path, "weights": spec.weights},
+        "model": {
+            "name": plan.model.name,
+            "path": plan.model.path,
+            "weights": chosen_weights(plan.model, spec.weights),
+        },
         "sampler": spec.sampler.model_dump(mode="json"),
         "steps": plan.steps,
         "logged": plan.logged,

@@ -37,7 +37,9 @@ Model = Annotated[
 Weights = Annotated[
     str | None,
     typer.Option(
-        "--weights", metavar="ema|raw", help="Which weights of the model: averaged, or as trained (default: ema)."
+        "--weights",
+        metavar="ema|raw",
+        help="Which weights of the model: averaged, or as trained (default: ema, if there).",
     ),
 ]
 

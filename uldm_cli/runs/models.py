@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 from uldm_cli import assets
 from uldm_cli.errors import ConfigError, nearest
-from uldm_cli.formats.checkpoint import KINDS, Header
-from uldm_cli.formats.native import load_into, read_header
+from uldm_cli.formats import diffusers
+from uldm_cli.formats.checkpoint import KINDS, Checkpoint, Header
+from uldm_cli.formats.detect import open_checkpoint
+from uldm_cli.formats.native import load_part
+from uldm_cli.runs import zoo
 from uldm_cli.runs.checkpoints import MODEL, Checkpoints
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel, M, read_model
 
@@ -17,52 +20,71 @@ if TYPE_CHECKING:
     from uldm_cli.core.latent import LatentDiffusion
 
 EMBEDDED = ("fruits64",)
+_KNOWN = f"Name a file, a folder, zoo:NAME, hf://owner/name, or one of: {', '.join(EMBEDDED)}"
 
 
 @dataclass(frozen=True)
 class ModelFile:
     """A checkpoint that a reference led to."""
 
-    path: Path
-    header: Header
+    checkpoint: Checkpoint
     name: str
     """What people call it: the reference itself."""
 
+    @property
+    def path(self) -> Path:
+        """The file or folder that it lies in."""
+        return self.checkpoint.path
+
+    @property
+    def header(self) -> Header:
+        """What it says of itself."""
+        return self.checkpoint.header
+
 
 def resolve(reference: str | None, kind: str = "latent-diffusion", config: Path | None = None) -> ModelFile:
-    """The checkpoint that a reference means: a path to one, a run's folder, or an embedded name; None is `fruits64`.
+    """The checkpoint that a reference means; None is `fruits64`, unless `config` holds a model itself.
 
-    Needs no torch. A latent diffusion model serves as the autoencoder that it holds, too.
+    A latent diffusion model serves as the autoencoder that it holds, too.
+
+    Args:
+        reference: a path to a file or folder of any layout, a training run's folder, an embedded name, `zoo:NAME`, or
+            `hf://owner/name`.
+        kind: "latent-diffusion" or "autoencoder".
+        config: the YAML of a published checkpoint, where it does not lie beside it.
 
     Raises:
         ConfigError: there is none, it cannot be read, or it is of another kind.
     """
+    if reference is None and config is not None:
+        reference, config = str(config), None
     name = EMBEDDED[0] if reference is None else reference
-    path = assets.path(f"{name}.safetensors") if name in EMBEDDED else _on_disk(name)
-    header = read_header(path)
-    if kind == "latent-diffusion" and header.kind != kind:
+    checkpoint = open_checkpoint(_located(name), config)
+    if kind == "latent-diffusion" and checkpoint.header.kind != kind:
         hint = f"Train one on it: uldm ldm train autoencoder={name}"
         raise ConfigError(f"{name} is an autoencoder, and a latent diffusion model is needed", hint)
-    return ModelFile(path, header, name)
+    return ModelFile(checkpoint, name)
 
 
-def _on_disk(name: str) -> Path:
+def _located(name: str) -> Path:
+    """The file or folder that a reference names."""
     if not name:
-        raise ConfigError(
-            "the name of the model is empty", f"Name a file, a run's folder, or one of: {', '.join(EMBEDDED)}"
-        )
+        raise ConfigError("the name of the model is empty", _KNOWN)
+    if name in EMBEDDED:
+        return assets.path(f"{name}.safetensors")
+    if name.startswith("zoo:"):
+        return zoo.resolve(name.removeprefix("zoo:"))
+    if name.startswith("hf://"):
+        return diffusers.local_folder(name)
     path = Path(name)
     if (path / MODEL).exists():  # one of a run's checkpoints
         return path / MODEL
     if path.is_dir():
         newest = Checkpoints(path).newest()
-        if newest is None:
-            raise ConfigError(f"{name} is a folder without a checkpoint", "Name a training run's folder, or a file")
-        return newest / MODEL
+        return newest / MODEL if newest else path
     if not path.exists():
         guess = nearest(name, EMBEDDED)
-        hint = f"Did you mean {guess!r}?" if guess else f"Name a file, a run's folder, or one of: {', '.join(EMBEDDED)}"
-        raise ConfigError(f"there is no model {name!r}", hint)
+        raise ConfigError(f"there is no model {name!r}", f"Did you mean {guess!r}?" if guess else _KNOWN)
     return path
 
 
@@ -80,45 +102,69 @@ def model_config(file: ModelFile, kind: type[M]) -> M:
     return read_model(kind, config, str(file.path))
 
 
-def load_autoencoder(file: ModelFile, weights: str = "ema") -> "nn.Module":
+def load_autoencoder(file: ModelFile, weights: str | None = None) -> "nn.Module":
     """The autoencoder of a checkpoint, float32 on the CPU, in evaluation mode.
 
-    `weights` are "ema" or "raw". A latent diffusion model holds only those of its autoencoder that it was trained with.
+    `weights` are "ema" or "raw", by default "ema" where there are any. A latent diffusion model holds only those of
+    its autoencoder that it was trained with.
     """
-    module = model_config(file, AutoencoderModel).build()
+    from uldm_cli.core.loading import Undrawn
+
+    with Undrawn():
+        module = model_config(file, AutoencoderModel).build()
     inside = file.header.kind == "latent-diffusion"
-    load_into(module, file.path, "autoencoder" if inside else _part(file, weights))
+    _load(module, file, "autoencoder" if inside else _part(file, weights))
     return module.float().eval()
 
 
 def load_latent_diffusion(
-    file: ModelFile, *, device: str = "cpu", precision: str = "fp32", weights: str = "ema"
+    file: ModelFile, *, device: str = "cpu", precision: str = "fp32", weights: str | None = None
 ) -> "LatentDiffusion":
     """The latent diffusion model of a checkpoint, ready to sample from.
 
     Args:
         file: from `resolve`.
         device: as `core.device.pick_device` takes it.
-        precision: as `core.device.pick_dtype` takes it; what both networks compute in.
-        weights: "ema" or "raw".
+        precision: as `core.device.pick_dtype` takes it; what all networks compute in.
+        weights: "ema" or "raw"; by default "ema" where there are any.
     """
     import torch
 
     from uldm_cli.core.device import pick_device, pick_dtype
+    from uldm_cli.core.loading import Undrawn
 
     target = pick_device(device)
     dtype = pick_dtype(precision, target)
-    model = model_config(file, LatentDiffusionModel).build()
-    load_into(model.denoiser.backbone, file.path, _part(file, weights))
-    load_into(model.autoencoder, file.path, "autoencoder")
+    with Undrawn():
+        model = model_config(file, LatentDiffusionModel).build()
+    _load(model.denoiser.backbone, file, _part(file, weights))
+    _load(model.autoencoder, file, "autoencoder")
+    networks = [model.denoiser.backbone, model.autoencoder]
+    if model.conditioner is not None:
+        _load(model.conditioner, file, "conditioner")
+        networks.append(model.conditioner)
     model.requires_grad_(False).eval().to(target)
-    for network in (model.denoiser.backbone, model.autoencoder):
+    for network in networks:
         network.to(dtype).to(memory_format=torch.channels_last)
     return model
 
 
-def _part(file: ModelFile, weights: str) -> str:
+def _load(module: "nn.Module", file: ModelFile, part: str) -> None:
+    load_part(module, file.checkpoint.tensors, part, file.path)
+
+
+def chosen_weights(file: ModelFile, weights: str | None) -> str:
+    """Which weights are meant, "ema" or "raw"; by default the averaged ones where the model has them.
+
+    Raises:
+        ConfigError: the model does not hold those.
+    """
     held = file.header.weights
-    if weights not in held:
-        raise ConfigError(f"{file.name} holds no {weights} weights", f"It has: {', '.join(held)}")
-    return "ema" if weights == "ema" else KINDS[file.header.kind]
+    if not held or weights not in (None, *held):
+        hint = f"It has: {', '.join(held)}" if held else None
+        raise ConfigError(f"{file.name} holds no {weights or 'such'} weights", hint)
+    return weights or held[0]
+
+
+def _part(file: ModelFile, weights: str | None) -> str:
+    return "ema" if chosen_weights(file, weights) == "ema" else KINDS[file.header.kind]

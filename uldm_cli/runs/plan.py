@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from uldm_cli.errors import ConfigError
-from uldm_cli.runs.models import ModelFile, model_config, resolve
+from uldm_cli.runs.models import ModelFile, chosen_weights, model_config, resolve
 from uldm_cli.runs.outdir import choose_outdir
 from uldm_cli.specs.load import Flag, load_config
 from uldm_cli.specs.models import LatentDiffusionModel
@@ -157,9 +157,7 @@ def make_plan(spec: Sampling, outdir: Path | None, default: Path, record: str) -
 
 def _checked(spec: Sampling, file: ModelFile) -> LatentDiffusionModel:
     """The model's config, if it has what the run needs."""
-    if spec.weights not in file.header.weights:
-        has = ", ".join(file.header.weights)
-        raise ConfigError(f"weights={spec.weights}: {file.path} holds no such weights", f"It has: {has}")
+    chosen_weights(file, spec.weights)
     model = model_config(file, LatentDiffusionModel)
     if model.conditioning is not None:
         raise ConfigError(

@@ -110,7 +110,9 @@ class Sampling(Spec):
     checkpoint_config: str | None = Field(
         None, description="YAML of the model, a published checkpoint, where it does not lie beside it."
     )
-    weights: Literal["ema", "raw"] = Field("ema", description="The averaged weights, or those last trained.")
+    weights: Literal["ema", "raw"] | None = Field(
+        None, description="ema or raw: averaged, or as last trained; by default ema, where the model has them."
+    )
     sampler: Annotated[Spec, Slot("samplers")] = Field(
         default_factory=_default_sampler,
         description="The sampler and its settings; DDIM with 200 steps and eta 1 by default.",
