@@ -164,7 +164,7 @@ def test_plain_values(saved: Callable[..., Pickle], tmp_path: Path) -> None:
         "default": defaultdict(list, {"k": [1]}),
         "device": torch.device("cuda", 1),
         "size": torch.Size([2, 3]),
-        "bytes": b"abc",
+        "bytes": [b"abc", b"", bytearray(b"x")],
         "dtype": torch.float16,
         "optimizer": {"state": {0: {"step": 5, "exp_avg": torch.ones(1)}}, "param_groups": [{"lr": 1e-4}]},
         ("a", 1): 3,

@@ -311,7 +311,8 @@ class _Copy:
             return value
         if isinstance(value, list | tuple | set | frozenset):
             copied = [self.of(item, depth + 1) for item in value]
-            return [item for item in copied if item is not _NOTHING] if value else []
+            kept = [item for item in copied if item is not _NOTHING]
+            return kept if kept or not value else _NOTHING
         entries = _entries(value)
         if entries is None and isinstance(value, Foreign):  # attributes, as of argparse.Namespace
             entries = _entries(value.state)
@@ -319,5 +320,5 @@ class _Copy:
 
     def _of_entries(self, entries: dict[Any, Any], depth: int) -> Any:
         copied = {_name(key): self.of(value, depth + 1) for key, value in entries.items()}
-        kept = {name: value for name, value in copied.items() if value is not _NOTHING}
-        return kept if kept or not entries else _NOTHING
+        named = {name: value for name, value in copied.items() if value is not _NOTHING}
+        return named if named or not entries else _NOTHING

@@ -8,6 +8,7 @@ class becomes a `Foreign`, which does nothing, and a call of anything else is re
 import pickletools
 import struct
 import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -16,7 +17,7 @@ from uldm_cli.errors import ConfigError
 from uldm_cli.formats.storages import DTYPES, counts, storage_type, unreadable, view
 from uldm_cli.formats.tensors import TensorRef
 
-MOST_STEPS = 5_000_000
+MOST_STEPS = 3_000_000
 """Instructions a pickle may have: a byte of it can ask for a hundred of memory."""
 HINT = "Weights need no code to be read: do not open this file with other programs"
 _DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, struct.error)
@@ -36,8 +37,8 @@ _UNREADABLE = {
     "torch._utils._rebuild_device_tensor_from_numpy": "a tensor of a special device",
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": "a tensor of a special device",
 }
-_ALIASES = {"__builtin__": "builtins", "copy_reg": "copyreg", "posix": "os", "nt": "os"}
-"""Modules under the names of Python 2, as most pickles have them, or of one system."""
+_MODULES = IMPORT_MAPPING | {"posix": "os", "nt": "os"}
+"""Modules under the names of Python 2, as most pickles have them, or of one system; and what they are called now."""
 _HARMLESS = {
     *("argparse.Namespace", "types.SimpleNamespace", "uuid.UUID", "decimal.Decimal", "fractions.Fraction"),
     *("datetime.datetime", "datetime.date", "datetime.time", "datetime.timedelta", "datetime.timezone"),
@@ -45,7 +46,7 @@ _HARMLESS = {
     *("collections.deque", "numpy.ndarray"),
 }
 """Classes of the standard library and numpy of which training scripts leave objects in their checkpoints."""
-_OWN = {"torch", "numpy", "commands", "cPickle", "urllib2"}
+_OWN = {"torch", "numpy"}
 """Where, beside the standard library, a class may well do something when it is made."""
 
 
@@ -219,7 +220,7 @@ class Unpickler:
         self._stack.append(self._named(module, name))
 
     def _named(self, module: str, name: str) -> Global:
-        name = f"{_ALIASES.get(module, module)}.{name}"
+        name = ".".join(NAME_MAPPING.get((module, name), (_MODULES.get(module, module), name)))
         found = Global("".join(c if c.isprintable() else "?" for c in name[:200]))
         if found.name not in _CALLS and found.name not in DTYPES and storage_type(found.name) is None:
             self.skipped[found.name] = None
@@ -291,8 +292,15 @@ class Unpickler:
         self._spend(len(items))
         return {_key(item) for item in items}
 
+    def _bytes(self, content: Any = b"", encoding: str = "latin-1") -> bytes:
+        """How protocol 2 writes bytes, and all protocols those that can be changed."""
+        if isinstance(content, str):
+            return self._encoded(content, encoding)
+        if not isinstance(content, bytes):
+            raise TypeError
+        return content
+
     def _encoded(self, text: str, encoding: str) -> bytes:
-        """How protocol 2 writes bytes."""
         if encoding not in {"latin1", "latin-1"}:
             raise ValueError
         self._spend(len(text) // 64)
@@ -411,6 +419,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "collections.Counter": Unpickler._mapping,
     "collections.defaultdict": Unpickler._default_mapping,
     **dict.fromkeys(("builtins.set", "builtins.frozenset"), Unpickler._collection),
+    **dict.fromkeys(("builtins.bytes", "builtins.bytearray"), Unpickler._bytes),
     "_codecs.encode": Unpickler._encoded,
     "copyreg._reconstructor": Unpickler._reconstructed,
     "torch.Size": Unpickler._size,
