@@ -2,7 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+from uldm_cli.errors import ConfigError
+from uldm_cli.formats.checkpoint import KEPT, Checkpoint
 from uldm_cli.formats.compvis.names import BUFFERS, EMA
+from uldm_cli.specs.models import LatentDiffusionModel, read_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,3 +61,26 @@ def average_counters(step: int) -> "dict[str, Tensor]":
         f"{EMA}decay": torch.tensor(0.9999, dtype=torch.float32),
         f"{EMA}num_updates": torch.tensor(step, dtype=torch.int32),
     }
+
+
+def check_schedule(checkpoint: Checkpoint) -> None:
+    """Holds the schedule that a published checkpoint repeats against its config's, which is the one that we use.
+
+    This reads a tensor. Any other checkpoint passes.
+
+    Raises:
+        ConfigError: they differ by more than half precision rounds away.
+    """
+    stored = checkpoint.tensors.get(f"{KEPT}betas")
+    if stored is None or checkpoint.header.kind != "latent-diffusion":
+        return
+    betas = betas_of(read_model(LatentDiffusionModel, checkpoint.header.config, str(checkpoint.path)).schedule)
+    found = stored.read().double()
+    if found.shape != betas.shape:
+        said = f"{checkpoint.path} has a schedule of {list(stored.shape)} timesteps, and its config one of {len(betas)}"
+        raise ConfigError(said, "In the config, model.params.timesteps is likely wrong")
+    same = (found - betas).abs() <= 0.01 * betas
+    if not same.all():
+        theirs, ours = (f"{b[0]:.3g} to {b[-1]:.3g}" for b in (found, betas))
+        said = f"{checkpoint.path} was trained with betas of {theirs}, and its config describes betas of {ours}"
+        raise ConfigError(said, "In the config, model.params.linear_start, linear_end or beta_schedule is likely wrong")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from uldm_cli.errors import ConfigError
 from uldm_cli.formats.checkpoint import KEPT
-from uldm_cli.formats.compvis.buffers import betas_of
 from uldm_cli.formats.compvis.config import Translated
 from uldm_cli.formats.compvis.mismatch import Difference, explain
 from uldm_cli.formats.compvis.names import AVERAGED, EMA, ORIGINAL, TWIN, belongs, is_unused, source_name, told
+from uldm_cli.formats.compvis.shapes import shapes_of
 from uldm_cli.formats.tensors import TensorRef, Tensors
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel, read_model
 
@@ -27,23 +27,9 @@ class Renamed:
 
 
 def expected_shapes(model: Translated) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each tensor that our modules have for a config, averages left out. Takes no memory for them."""
-    import torch
-
-    with torch.device("meta"):
-        if model.kind == "autoencoder":
-            parts = {"model": read_model(AutoencoderModel, model.config, str(model.path)).autoencoder.build()}
-        else:
-            ldm = read_model(LatentDiffusionModel, model.config, str(model.path))
-            channels = ldm.latent_shape[0]
-            parts = {
-                "autoencoder": ldm.autoencoder.build(),
-                "backbone": ldm.backbone.build(channels + ldm.concat_channels, channels),
-            }
-            if ldm.conditioner is not None:
-                parts["conditioner"] = ldm.conditioner.build()
-    states = {part: module.state_dict() for part, module in parts.items()}
-    return {f"{part}.{key}": tuple(t.shape) for part, state in states.items() for key, t in state.items()}
+    """Name and shape of each tensor that our modules have for a config, averages left out."""
+    kind = AutoencoderModel if model.kind == "autoencoder" else LatentDiffusionModel
+    return shapes_of(read_model(kind, model.config, str(model.path)))
 
 
 def rename(source: Tensors, model: Translated, path: Path) -> Renamed:
@@ -68,8 +54,6 @@ def rename(source: Tensors, model: Translated, path: Path) -> Renamed:
     differences += [Difference(name, source[name].shape, None) for name in unknown if belongs(model.kind, name)]
     if differences:
         raise explain(differences, path, model)
-    if model.kind == "latent-diffusion" and "betas" in source:
-        _check_schedule(source["betas"], model, path)
     tensors = {ours: source[theirs] for ours, theirs in wanted.items()}
     tensors |= {KEPT + name: source[name] for name in source if name not in used and name not in twins.same}
     extra = tuple(name for name in unknown if not is_unused(name))
@@ -86,20 +70,6 @@ def _check_whole(source: Tensors, model: Translated, path: Path) -> None:
             "a latent diffusion model": "Name the YAML of the whole model with --config",
         }.get(found, "Name a checkpoint that holds the whole model")
         raise ConfigError(f"{path} holds {found}, and {model.path} describes {wanted}", hint)
-
-
-def _check_schedule(stored: TensorRef, model: Translated, path: Path) -> None:
-    """Holds the schedule that a checkpoint repeats against the config's, which is the one that we use."""
-    betas = betas_of(read_model(LatentDiffusionModel, model.config, str(model.path)).schedule)
-    if stored.shape != tuple(betas.shape):
-        said = f"{path} has a schedule of {list(stored.shape)} timesteps, and {model.path} one of {len(betas)}"
-        raise ConfigError(said, "In the config, model.params.timesteps is likely wrong")
-    found = stored.read().double()
-    same = (found - betas).abs() <= 0.01 * betas  # half precision rounds that much away
-    if not same.all():
-        theirs, ours = (f"{b[0]:.3g} to {b[-1]:.3g}" for b in (found, betas))
-        said = f"{path} was trained with betas of {theirs}, and {model.path} describes betas of {ours}"
-        raise ConfigError(said, "In the config, model.params.linear_start, linear_end or beta_schedule is likely wrong")
 
 
 def _has_average(source: Tensors) -> bool:
