@@ -1,7 +1,6 @@
 """The reference's YAML as our config, and back: what is translated, what is refused and in which words."""
 
 from copy import deepcopy
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -391,35 +390,6 @@ def test_unknown_parameters_are_warned_of(config: Any) -> None:
     assert len(found.warnings) == 3
     assert all(": unknown, ignored" in warning and ":" in warning for warning in found.warnings)
     assert any("model.params.unet_config.params.spin" in warning for warning in found.warnings)
-
-
-HOSTILE = {
-    "a tag": ("model: !!python/object/apply:os.system [touch canary]", "is not allowed"),
-    "a tag in a target": ("model: {target: !!python/name:os.system , params: {}}", "is not allowed"),
-    "twice": ("model: {target: a.b}\nmodel: {target: c.d}", "stands twice"),
-    "a tab": ("model:\n\ttarget: a.b", "tab"),
-    "no mapping": ("- model", "found a list"),
-    "nothing": ("", "holds nothing"),
-    "an empty model": ("model:", "expected `key: value` lines, found null"),
-    "no target": ("model: {params: {}}", "model.target: is missing"),
-    "params that are none": ("model: {target: ldm.models.autoencoder.VQModel, params: 3}", "found 3"),
-    "no params": ("model: {target: ldm.models.autoencoder.VQModel}", "model.params.ddconfig: is missing"),
-    "another program's": ("weights: 3", "it has no `model:`"),
-    "ours": ("kind: ldm-sample\nsteps: 3", "is a config of uldm itself"),
-    "a part of another kind": ("model: {target: torch.nn.Identity}", "cannot stand here"),
-    "aliases": ("a: &a [1, 1]\n" + "".join(f"{n}: &{n} [{f'*{m},' * 9}]\n" for m, n in pairwise("abcdefg")), "aliases"),
-    "depth": ("model: " + "{a: " * 2000 + "}" * 2000, "nested too deeply"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", HOSTILE)
-def test_hostile_yaml(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    text, said = HOSTILE[what]
-    path = tmp_path / "config.yaml"
-    path.write_text(text)
-    assert said in refused(path)
-    assert not (tmp_path / "canary").exists()
 
 
 def test_dotted_targets_are_still_refused_in_our_own_configs(tmp_path: Path) -> None:
