@@ -21,7 +21,6 @@ from uldm_cli.formats.checkpoint import Checkpoint, Header
 from uldm_cli.formats.compvis.config import read_config
 from uldm_cli.formats.compvis.names import BUFFERS
 from uldm_cli.formats.compvis.shapes import shapes_of
-from uldm_cli.formats.tensors import TensorRef
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel
 from uldm_cli.specs.yamlfile import read_yaml, to_yaml
 
