@@ -125,17 +125,13 @@ def tiny_ldm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def golden_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`golden_checkpoint(family)` is the `model.ckpt` of a model in tests/golden/compvis, `config.yaml` beside it."""
     import runpy
-    import shutil
 
     golden = Path(__file__).parent / "golden"
-    write_checkpoint = runpy.run_path(str(golden / "weights.py"))["write_checkpoint"]
+    write_model = runpy.run_path(str(golden / "weights.py"))["write_model"]
 
     @cache
     def make(family: str) -> Path:
-        path = tmp_path_factory.mktemp(family) / "model.ckpt"
-        write_checkpoint(golden / "compvis" / family, path)
-        shutil.copy(golden / "compvis" / family / "config.yaml", path.parent)
-        return path
+        return write_model(golden / "compvis" / family, tmp_path_factory.mktemp(family))
 
     return make
 

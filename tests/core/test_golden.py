@@ -1,23 +1,26 @@
-"""The numbers of the published latent-diffusion code, on its own small models (see tests/golden)."""
+"""Numbers of the published latent-diffusion code that sampling from its models does not show (see tests/golden).
+
+Without gradients convolutions take another path; `scripts/conformance.py` compares that one.
+"""
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from uldm_cli.core.conditioning import Condition
-from uldm_cli.core.denoiser import training_target
-from uldm_cli.core.quantizers import Quantizer
-from uldm_cli.core.samplers import Prediction, ddim, ddpm, posterior_deviation
-from uldm_cli.core.schedules import VariancePreserving, scaled_linear_betas
-from uldm_cli.core.spacing import uniform_timesteps
+from uldm_cli.core.samplers import Prediction, ddpm, posterior_deviation
+from uldm_cli.core.schedules import VariancePreserving
 
-# The aim is 1e-4; about 1e-6 is measured.
+# The aim is 1e-4; about 2e-6 is measured.
 TOLERANCE = 1e-5
 # Near t = 0 the squared sigma, a difference of float32 numbers near 1, has about 4e-5.
 TABLE_TOLERANCE = 1e-4
-STEPS = 8
-CONDITIONAL = ("class-cond", "inpaint", "layout", "rdm", "semantic", "superres", "text")
+UNCONDITIONAL = ("uncond-kl", "uncond-vq")
+VQ_FAMILIES = ("uncond-vq", "class-cond", "inpaint", "superres", "layout", "semantic")
+KL_FAMILIES = ("uncond-kl", "text", "rdm")
+
+
+def of_families(names: tuple[str, ...]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("golden", names, indirect=True)
 
 
 def assert_close(ours: Tensor, reference: Tensor, tolerance: float = TOLERANCE) -> None:
@@ -25,82 +28,40 @@ def assert_close(ours: Tensor, reference: Tensor, tolerance: float = TOLERANCE) 
     assert (ours - reference).norm() <= tolerance * reference.norm()
 
 
-@pytest.fixture
-def schedule(golden) -> VariancePreserving:
-    c = golden.config
-    return VariancePreserving(scaled_linear_betas(c["timesteps"], c["linear_start"], c["linear_end"]))
+@of_families(VQ_FAMILIES)
+def test_vq_with_gradients(golden) -> None:
+    model, stored = golden.model.autoencoder, golden.stored
+    latent = stored["latent"] / golden.model.scale_factor
+    assert_close(model.to_latent(stored["image"]), latent)
+    assert_close(model.from_latent(latent), stored["decoded"])
+    assert_close(model.decode(latent), stored["decoded.noquant"])
+    quantized, _, codes = model.encode_with_indices(stored["image"])
+    assert_close(quantized, stored["quantized"])
+    assert torch.equal(codes, stored["codes"])
 
 
-@pytest.fixture
-def told(golden, averaged) -> Condition | None:
-    return golden.condition(averaged)
+@of_families(KL_FAMILIES)
+def test_kl_with_gradients(golden) -> None:
+    model, stored = golden.model.autoencoder, golden.stored
+    mean, logvar = model.moments(stored["image"])
+    assert_close(mean, stored["encode.mean"])
+    assert_close(logvar, stored["encode.logvar"])
+    assert_close(model.from_latent(stored["latent"] / golden.model.scale_factor), stored["decoded"])
 
 
-@pytest.mark.parametrize("which", ["raw", "ema"])
-@torch.no_grad()
-def test_unet_predicts_the_noise(golden, averaged, which: str) -> None:
+@of_families(UNCONDITIONAL)
+def test_the_network_with_gradients(golden) -> None:
     stored = golden.stored
-    model = averaged if which == "ema" else golden.model("raw")
-    out = model.denoiser.predict(stored["x_T"], stored["t"], golden.condition(model))
-    assert_close(out, stored[f"eps.{which}"])
+    assert_close(golden.model.denoiser.predict(stored["x_T"], stored["t"]), stored["eps.ema"])
 
 
-@pytest.mark.parametrize(
-    ("golden", "which"),
-    [(name, "cond") for name in CONDITIONAL] + [(name, "uncond") for name in ("class-cond", "text", "layout")],
-    indirect=["golden"],
-)
-@torch.no_grad()
-def test_conditions_are_encoded(golden, averaged, which: str) -> None:
-    condition = golden.condition(averaged, which)
-    parts = [part for part in vars(condition).values() if part is not None]
-    assert len(parts) == 1
-    assert_close(parts[0], golden.stored[f"{which}.encoded"])
-
-
-@pytest.mark.parametrize("eta", [0, 1])
-@torch.no_grad()
-def test_ddim(golden, averaged, told, schedule: VariancePreserving, eta: int) -> None:
-    stored = golden.stored
-    steps = list(
-        ddim(
-            lambda x, t: averaged(x, t, told),
-            stored["x_T"],
-            schedule,
-            lambda step, draw: stored["ddim.noise"][step - 1],
-            timesteps=uniform_timesteps(schedule.T, STEPS),
-            eta=eta,
-        )
-    )
-    assert [step.t for step in steps] == stored["ddim.timesteps"].flip(0).tolist()
-    for step, x, x0 in zip(steps, stored[f"ddim.eta{eta}.x"][1:], stored[f"ddim.eta{eta}.pred_x0"][1:], strict=True):
-        assert_close(step.x, x)
-        assert_close(step.x0, x0)
-    assert_close(steps[-1].x, stored[f"ddim.eta{eta}.sample"])
-
-
-@torch.no_grad()
-def test_ddpm(golden, averaged, told, schedule: VariancePreserving) -> None:
-    stored = golden.stored
-    *_, last = ddpm(
-        lambda x, t: averaged(x, t, told),
-        stored["x_T"],
-        schedule,
-        lambda step, draw: stored["ddpm.noise"][step - 1],
-        timesteps=[2, 1, 0, -1],
-        variance="posterior",
-    )
-    assert_close(last.x, stored["ddpm.from_t2"])
-
-
-def test_schedule_has_the_buffers_of_the_checkpoint(golden, schedule: VariancePreserving) -> None:
-    c = golden.config
+def test_the_schedule_at_every_timestep(golden) -> None:
+    schedule = golden.model.schedule
     T = schedule.T
     alpha = torch.tensor([schedule.alpha(t) for t in range(-1, T)], dtype=torch.float64)
     sigma = torch.tensor([schedule.sigma(t) for t in range(-1, T)], dtype=torch.float64)
     variance = torch.tensor([posterior_deviation(schedule, t, t - 1) ** 2 for t in range(T)])
     ours = {
-        "betas": scaled_linear_betas(c["timesteps"], c["linear_start"], c["linear_end"]),
         "alphas_cumprod": schedule.alphas_cumprod,
         "alphas_cumprod_prev": alpha[:-1] ** 2,
         "sqrt_alphas_cumprod": alpha[1:],
@@ -131,39 +92,3 @@ def posterior_mean(schedule: VariancePreserving, *, x0: float, x: float) -> Tens
         )
         means.append(step.x)
     return torch.cat(means)
-
-
-def test_tables_of_ddim(golden, schedule: VariancePreserving) -> None:
-    stored = golden.stored
-    rising = uniform_timesteps(schedule.T, STEPS)[::-1]
-    assert rising[1:] == stored["ddim.timesteps"].tolist()
-    squares = torch.tensor([schedule.alpha(t) ** 2 for t in rising], dtype=torch.float64)
-    assert_close(squares[1:], stored["ddim.alphas"])
-    assert_close(squares[:-1], stored["ddim.alphas_prev"])
-    pairs = zip(rising[1:], rising[:-1], strict=True)
-    deviations = torch.tensor([posterior_deviation(schedule, t, s) for t, s in pairs], dtype=torch.float64)
-    assert_close(deviations, stored["ddim.sigmas.eta1"])
-
-
-@torch.no_grad()
-def test_noised_latents_and_loss(golden, schedule: VariancePreserving) -> None:
-    stored = golden.stored
-    latent, eps, t = stored["latent"], stored["ddim.noise"][0], stored["t"]
-    alpha, sigma = schedule.factors(t)
-    noised = alpha * latent + sigma * eps
-    assert_close(noised, stored["x_noisy"])
-    model = golden.model("raw")
-    out = model.denoiser.predict(noised, t, golden.condition(model))
-    loss = F.mse_loss(out, training_target("eps", latent, eps, alpha, sigma))
-    assert_close(loss[None], stored["loss.simple.l2"])
-
-
-@pytest.mark.parametrize("golden", ["uncond-vq"], indirect=True)
-def test_quantizer(golden) -> None:
-    stored = golden.stored
-    codebook = golden.weights["first_stage_model.quantize.embedding.weight"]
-    quantizer = Quantizer(*codebook.shape).eval()
-    quantizer.embedding.data.copy_(codebook)
-    quantized = quantizer(stored["latent"])
-    assert torch.equal(quantized.indices, stored["codes"])
-    assert_close(quantized.z, stored["quantized"])

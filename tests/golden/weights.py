@@ -5,6 +5,7 @@ RandomState, whose streams are frozen for good, seeded by the tensor's name; the
 """
 
 import json
+import shutil
 import sys
 import zlib
 from pathlib import Path
@@ -53,6 +54,13 @@ def write_checkpoint(family: Path, path: Path) -> None:
     }
     with patch.dict(sys.modules, modules):
         torch.save(checkpoint, path)
+
+
+def write_model(family: Path, folder: Path) -> Path:
+    """The model as it would be published, `config.yaml` beside `model.ckpt`, whose path it gives."""
+    write_checkpoint(family, folder / "model.ckpt")
+    shutil.copy(family / "config.yaml", folder)
+    return folder / "model.ckpt"
 
 
 def _normal(key: str, shape: list[int], seed: int) -> Tensor:
