@@ -328,6 +328,7 @@ def nested(levels: int, *, of: bytes, closed: bytes) -> bytes:
         b"",
         b"\x80\x09.",
         opcodes(b"}", b"I" + b"9" * 10_000 + b"\n"),
+        opcodes(b"S'\\c'\n", b"R"),  # of which Python warns
     ],
     ids=lambda program: repr(program[:12]),
 )

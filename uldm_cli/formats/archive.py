@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uldm_cli.errors import ConfigError
+from uldm_cli.formats.tensors import shown
 
 _LARGEST_DIRECTORY = 1 << 24
 """Bytes of an archive's list of contents: a hundred times that of the largest published checkpoints."""
@@ -68,7 +69,7 @@ def read_archive(path: Path) -> Archive:
             records = _located(file, entries, end)
         except ValueError as e:
             raise ConfigError(f"{path} is damaged: {e}", _AGAIN) from None
-        except (OSError, struct.error):
+        except (OSError, OverflowError, struct.error):
             raise ConfigError(f"{path} is damaged: its records are not where it says", _AGAIN) from None
     return Archive({name.removeprefix(top): record for name, record in zip(names, records, strict=True)}, found)
 
@@ -81,7 +82,7 @@ def _top_folder(path: Path, names: list[str]) -> str:
         raise ConfigError(f"{path} is a zip archive, but no checkpoint: it has no data.pkl", hint)
     top = tops[0]
     if len(set(names)) < len(names) or not all(name.startswith(top) for name in names):
-        raise ConfigError(f"{path} is damaged: a name is there twice, or outside of the folder {top}", _AGAIN)
+        raise ConfigError(f"{path} is damaged: a name is there twice, or outside of the folder {shown(top)}", _AGAIN)
     if any(name == f"{top}constants.pkl" or name.startswith(f"{top}code/") for name in names):
         hint = "Load it with the program that made it, and save its state_dict()"
         raise ConfigError(f"{path} is a TorchScript program, not a checkpoint", hint)
@@ -100,8 +101,8 @@ def _located(file: _Careful, entries: list[zipfile.ZipInfo], end: int) -> list[R
         name = entry.orig_filename
         record = _record(file, entry)
         if entry.header_offset < last:
-            raise ValueError(f"its records {before} and {name} overlap")
-        last, before = record.begin + record.size, name
+            raise ValueError(f"its records {before} and {shown(name)} overlap")
+        last, before = record.begin + record.size, shown(name)
         records[name] = record
     if last > end:
         raise ValueError(f"its record {before} reaches outside of it")
@@ -111,10 +112,10 @@ def _located(file: _Careful, entries: list[zipfile.ZipInfo], end: int) -> list[R
 def _record(file: _Careful, entry: zipfile.ZipInfo) -> Record:
     name = entry.orig_filename
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
-        raise ValueError(f"its record {name} is compressed or encrypted, which PyTorch does not do")
+        raise ValueError(f"its record {shown(name)} is compressed or encrypted, which PyTorch does not do")
     file.seek(entry.header_offset)
     signature, length, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     local_name = file.read(length).decode("utf-8" if entry.flag_bits & _UTF8 else "cp437", "replace")
     if signature != b"PK\x03\x04" or local_name != name:
-        raise ValueError(f"its record {name} is not where it says")
+        raise ValueError(f"its record {shown(name)} is not where it says")
     return Record(entry.header_offset + _LOCAL_HEADER.size + length + extra, entry.file_size)

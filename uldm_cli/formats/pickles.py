@@ -10,7 +10,7 @@ from typing import IO, Any, Literal, cast
 from uldm_cli.errors import ConfigError
 from uldm_cli.formats.archive import Archive, read_archive
 from uldm_cli.formats.storages import Storage, storage_of, unreadable
-from uldm_cli.formats.tensors import ITEM_BYTES, LARGEST_HEADER, MappedFile, TensorRef
+from uldm_cli.formats.tensors import ITEM_BYTES, LARGEST_HEADER, MappedFile, TensorRef, shown
 from uldm_cli.formats.unpickler import HINT, Foreign, Global, Unpickler
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -125,10 +125,10 @@ def _read_zip(path: Path) -> tuple[Any, list[str]]:
         storage = storage_of(of.name, numel, file)
         record = archive.records.get(f"data/{key}")
         if record is None:
-            raise _damaged(path, f"it has no record data/{key}")
+            raise _damaged(path, f"it has no record data/{shown(key)}")
         if record.size != storage.nbytes:
             told = f"{record.size:,} bytes, and its pickle tells of {storage.nbytes:,}"
-            raise _damaged(path, f"its record data/{key} has {told}")
+            raise _damaged(path, f"its record data/{shown(key)} has {told}")
         storage.begin = record.begin
         return storage
 
@@ -217,7 +217,7 @@ def _place(path: Path, storages: list[tuple[str, Storage]], begin: int) -> None:
             told = int.from_bytes(file.read(8), "little") * ITEM_BYTES.get(storage.dtype, 1)
             if told != storage.nbytes:
                 sizes = f"{told:,} bytes, and its pickle tells of {storage.nbytes:,}"
-                raise _damaged(path, f"its storage {key} has {sizes}")
+                raise _damaged(path, f"its storage {shown(key)} has {sizes}")
             storage.begin = begin + 8
             begin += 8 + storage.nbytes
 
@@ -261,7 +261,9 @@ class _Flat:
             name = f"{prefix}{_name(key)}"
             if isinstance(value, TensorRef):
                 if name in self.tensors:
-                    raise ConfigError(f"{self.path} holds two tensors named {name}", "Save them under other names")
+                    raise ConfigError(
+                        f"{self.path} holds two tensors named {shown(name)}", "Save them under other names"
+                    )
                 self.tensors[name] = value
             elif inner := _entries(value):
                 self.add(inner, f"{name}.", depth + 1)
@@ -283,7 +285,7 @@ def _plain(content: Any) -> tuple[dict[str, Any], list[str]]:
         try:
             copied = _Copy().of(value)
         except _TooLarge:
-            skipped.append(f"{_name(key)} (too large)")
+            skipped.append(f"{shown(_name(key))} (too large)")
         else:
             if copied is not _NOTHING:
                 plain[_name(key)] = copied

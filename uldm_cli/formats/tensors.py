@@ -128,6 +128,11 @@ class MappedFile:
             raise ConfigError(f"{self.path} cannot be read: {e.strerror}", "Check the path and its permissions") from e
 
 
+def shown(name: object) -> str:
+    """A name out of a file as a message may have it: not long, on one line, and without codes for the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in str(name)[:200])
+
+
 def _identity(found: os.stat_result) -> tuple[int, ...]:
     return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev
 

@@ -8,6 +8,7 @@ class becomes a `Foreign`, which does nothing, and a call of anything else is re
 import pickletools
 import struct
 import sys
+import warnings
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import IO, Any
 
 from uldm_cli.errors import ConfigError
 from uldm_cli.formats.storages import DTYPES, counts, storage_type, unreadable, view
-from uldm_cli.formats.tensors import TensorRef
+from uldm_cli.formats.tensors import TensorRef, shown
 
 MOST_STEPS = 3_000_000
 """Instructions a pickle may have: a byte of it can ask for a hundred of memory."""
@@ -118,20 +119,25 @@ class Unpickler:
         """
         self._reset()
         try:
-            for opcode, argument, _ in pickletools.genops(stream):
-                self._spend(1)
-                if opcode.name == "STOP":
-                    return self._stack[-1]
-                if opcode.name in _PUSHED:
-                    self._stack.append(argument)
-                elif opcode.name in _MADE:
-                    self._stack.append(_MADE[opcode.name]())
-                else:
-                    _STEPS[opcode.name](self, argument)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python warns of backslashes in old kinds of text
+                return self._run(stream)
         except _DAMAGE as e:
             raise ValueError from e
         finally:
             self._reset()
+
+    def _run(self, stream: IO[bytes]) -> Any:
+        for opcode, argument, _ in pickletools.genops(stream):
+            self._spend(1)
+            if opcode.name == "STOP":
+                return self._stack[-1]
+            if opcode.name in _PUSHED:
+                self._stack.append(argument)
+            elif opcode.name in _MADE:
+                self._stack.append(_MADE[opcode.name]())
+            else:
+                _STEPS[opcode.name](self, argument)
         raise ValueError
 
     def _spend(self, amount: int) -> None:
@@ -221,7 +227,7 @@ class Unpickler:
 
     def _named(self, module: str, name: str) -> Global:
         name = ".".join(NAME_MAPPING.get((module, name), (_MODULES.get(module, module), name)))
-        found = Global("".join(c if c.isprintable() else "?" for c in name[:200]))
+        found = Global(shown(name))
         if found.name not in _CALLS and found.name not in DTYPES and storage_type(found.name) is None:
             self.skipped[found.name] = None
         return found
