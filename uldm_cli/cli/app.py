@@ -18,6 +18,7 @@ from uldm_cli.errors import PluginError, UsageError, nearest
 GROUPS = {
     "vqvae": "Autoencoders: train a VQ-VAE.",
     "ldm": "Latent diffusion: train a model, sample from it.",
+    "viz": "Pictures: films of sampling, schedules, curves, distances; how one was made.",
     "convert": "Models between layouts; what is in one; the published ones.",
     "config": "Configs: show one, check one, begin one; the schemas behind them.",
     "plugins": "Plugins: what is installed.",
