@@ -59,7 +59,7 @@ with torch.no_grad():
 """
 
 
-def make(folder: Path) -> Path:
+def make(folder: Path) -> None:
     """A checkpoint as the published ones are, in a new folder."""
     from uldm_cli.formats import compvis
     from uldm_cli.formats.checkpoint import Checkpoint, Header
@@ -73,7 +73,6 @@ def make(folder: Path) -> Path:
     shapes = {name: ref.shape for name, ref in tensors.items()}
     header = Header("latent-diffusion", CONFIG, tensors=shapes)
     compvis.write(Checkpoint(folder, "uldm", header, tensors), folder)
-    return folder / "model.ckpt"
 
 
 def measured(*arguments: str) -> tuple[float, float]:
@@ -95,14 +94,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where to put 7 GB of files; by default they are removed again")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each; medians count")
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--check", action="store_true", help="exit 1 where a limit is passed")
     options = parser.parse_args()
+    if options.make:
+        make(options.make)
+        return 0
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         return _measure(Path(temporary), options.rounds, options.check)
 
 
 def _measure(folder: Path, rounds: int, check: bool) -> int:
-    checkpoint, ours, peers = str(make(folder / "published")), folder / "ours.safetensors", folder / "diffusers"
+    # In a process of its own: the peak of a child is never below what its parent had when it was started.
+    measured(__file__, "--make", str(folder / "published"))
+    checkpoint, ours, peers = str(folder / "published/model.ckpt"), folder / "ours.safetensors", folder / "diffusers"
     once = {
         "inspect": ("-m", "uldm_cli", "convert", "inspect", checkpoint),
         "to-uldm": ("-m", "uldm_cli", "convert", "to-uldm", checkpoint, str(ours)),

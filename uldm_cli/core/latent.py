@@ -15,7 +15,7 @@ from uldm_cli.errors import UsageError
 
 LARGEST_WHOLE = 768 * 768
 """Pixels of the largest images that are decoded whole; published models make no larger ones."""
-TILE, OVERLAP = 640, 128
+TILE, OVERLAP = 576, 128
 """Side of the tiles of larger images, and what neighbours share, in pixels."""
 
 

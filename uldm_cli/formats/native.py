@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from uldm_cli.errors import ConfigError
 from uldm_cli.formats.checkpoint import KINDS, Checkpoint, Header
-from uldm_cli.formats.tensors import Tensors, open_safetensors, read_raw_header, write_safetensors
+from uldm_cli.formats.tensors import Tensors, open_safetensors, read_raw_header, shown, write_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -104,14 +104,16 @@ def load_part(module: "nn.Module", tensors: Tensors, part: str, place: Path | st
     differing = [name for name in expected | shapes if expected.get(name) != shapes.get(name)]
     if differing:
         first = "; ".join(
-            f"{part}.{name} is {_shape(shapes.get(name))} in the file and {_shape(expected.get(name))} by the config"
+            f"{part}.{shown(name)} is {_shape(shapes.get(name))} in the file "
+            f"and {_shape(expected.get(name))} by the config"
             for name in differing[:10]
         )
         raise ConfigError(
             f"{place} was made for another config: {len(differing)} tensors differ, first {first}",
             "Use the config it was made with",
         )
-    for name, value in state.items():  # tensors that share the module's memory: no second copy of it is made
+    # Copied, not mapped: where in a file weights lie would change the last bits of what is computed with them.
+    for name, value in state.items():
         value.copy_(found[name].read())
 
 

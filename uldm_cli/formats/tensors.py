@@ -9,13 +9,13 @@ import mmap
 import os
 import struct
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from weakref import WeakValueDictionary
 
-from uldm_cli.errors import ConfigError, UldmError
+from uldm_cli.errors import ConfigError
+from uldm_cli.formats.whole import whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -227,21 +227,10 @@ def write_safetensors(path: Path, tensors: "Mapping[str, TensorRef | Tensor]", m
     # Large elements first: then every one begins at a multiple of its size, as the format's own writer has it.
     order = sorted(refs, key=lambda name: -ITEM_BYTES[refs[name].dtype])
     start = _header([(name, refs[name]) for name in order], metadata)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(start)
-            for name in order:
-                _write_tensor(file, name, refs[name])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as e:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(e, OSError):
-            raise UldmError(f"{path} could not be written: {e}", "What was saved before is whole") from e
-        raise
+    with whole(path) as file:
+        file.write(start)
+        for name in order:
+            _write_tensor(file, name, refs[name])
 
 
 def _header(refs: list[tuple[str, TensorRef]], metadata: dict[str, str]) -> bytes:

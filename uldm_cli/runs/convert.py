@@ -70,6 +70,7 @@ def convert(
     source = resolve(reference, "autoencoder", config)
     if destination.exists():
         raise UsageError(f"{destination} exists already", "Name a new place, or remove it first")
+    compvis.check_schedule(source.checkpoint)
     start = time.perf_counter()
     checkpoint = source.checkpoint if dtype is None else cast(source.checkpoint, FLOATS[dtype])
     total = sum(ref.nbytes for ref in checkpoint.tensors.values())

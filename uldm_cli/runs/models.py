@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from uldm_cli import assets
 from uldm_cli.errors import ConfigError, nearest
-from uldm_cli.formats import diffusers
+from uldm_cli.formats import compvis, diffusers
 from uldm_cli.formats.checkpoint import KINDS, Checkpoint, Header
 from uldm_cli.formats.detect import open_checkpoint
 from uldm_cli.formats.native import load_part
@@ -133,6 +133,7 @@ def load_latent_diffusion(
     from uldm_cli.core.device import pick_device, pick_dtype
     from uldm_cli.core.loading import Undrawn
 
+    compvis.check_schedule(file.checkpoint)
     target = pick_device(device)
     dtype = pick_dtype(precision, target)
     with Undrawn():
@@ -145,7 +146,9 @@ def load_latent_diffusion(
         networks.append(model.conditioner)
     model.requires_grad_(False).eval().to(target)
     for network in networks:
-        network.to(dtype).to(memory_format=torch.channels_last)
+        network.to(dtype)
+        if target.type != "cpu":  # there, convolutions bring their weights into a layout of their own
+            network.to(memory_format=torch.channels_last)
     return model
 
 
