@@ -1,6 +1,6 @@
 """What `uldm ldm sample` and `uldm ldm grid` are told: a model, a sampler, which samples, and what of them to write."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -12,7 +12,7 @@ from uldm_cli.specs.base import Slot, Spec, problem, spec_class
 from uldm_cli.specs.load import load_config, parse_override
 from uldm_cli.specs.samplers import Spaced
 
-Product = Literal["image", "latent", "image-diff", "latent-diff", "npz"]
+Product = Literal["image", "latent", "image-diff", "latent-diff", "trajectory", "npz"]
 PRODUCTS: tuple[str, ...] = get_args(Product)
 
 DEFAULT_STEP_SIZE = 40
@@ -61,21 +61,25 @@ def _seeds_as_text(value: object) -> object:
     return value
 
 
-def _split_names(value: object) -> object:
-    """`image,latent` as the command line writes it; a list stays what it is."""
-    if isinstance(value, str):
-        value = [name.strip() for name in value.split(",")]
-    if isinstance(value, (list, tuple)):
-        for name in value:
-            _check_product(name)
-    return value
+def names_among(products: Sequence[str]) -> Callable[[object], object]:
+    """Reads `image,latent` as the command line writes it, a list as it is, and refuses what is no product."""
+
+    def split(value: object) -> object:
+        if isinstance(value, str):
+            value = [name.strip() for name in value.split(",")]
+        if isinstance(value, (list, tuple)):
+            for name in value:
+                _check_product(name, products)
+        return value
+
+    return split
 
 
-def _check_product(name: object) -> None:
-    if name not in PRODUCTS:
-        guess = nearest(str(name), PRODUCTS)
+def _check_product(name: object, products: Sequence[str]) -> None:
+    if name not in products:
+        guess = nearest(str(name), products)
         meant = f"; did you mean {guess!r}?" if guess else ""
-        raise ValueError(f"{name!r} is none of {', '.join(PRODUCTS)}{meant}")
+        raise ValueError(f"{name!r} is none of {', '.join(products)}{meant}")
 
 
 def _default_sampler() -> Spec:
@@ -102,10 +106,13 @@ def _known_steps(info: ValidationInfo) -> int | None:
     return getattr(sampler, "steps", None)
 
 
-class Sampling(Spec):
-    """Samples from a latent diffusion model, logged at chosen steps."""
+class Walk(Spec):
+    """A way from noise to images: the model, the sampler, which samples, and the steps that are logged.
 
-    kind: Literal["ldm-sample"] = "ldm-sample"
+    What every command is told that samples; each adds what it can `save`.
+    """
+
+    kind: str
     model: str | None = Field(None, description="The model: a path or a name; null is the embedded fruits64.")
     checkpoint_config: str | None = Field(
         None, description="YAML of the model, a published checkpoint, where it does not lie beside it."
@@ -134,12 +141,7 @@ class Sampling(Spec):
     show: Literal["x_t", "x0"] = Field(
         "x_t", description="What is drawn at a step: the state, or the clean image predicted from it."
     )
-    save: Annotated[tuple[Product, ...], BeforeValidator(_split_names)] = Field(
-        default_factory=_default_save,
-        min_length=1,
-        description="What to write: image, latent, image-diff, latent-diff; npz with step_size 0. "
-        "By default image and latent, and only image with step_size 0.",
-    )
+    save: tuple[str, ...]
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
@@ -191,18 +193,9 @@ class Sampling(Spec):
 
     @field_validator("save")
     @classmethod
-    def _save_fits(cls, save: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _saved_once(cls, save: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(save)) < len(save):
             raise problem("something is named twice")
-        final_only = info.data.get("step_size") == 0
-        for name in save:
-            if final_only and name not in ("image", "npz"):
-                raise problem(f"{name!r} needs logged steps, and step_size 0 writes final images only")
-            if not final_only and name == "npz":
-                raise problem("'npz' holds final images only and needs step_size 0")
-        steps = _known_steps(info)
-        if steps is not None and info.data.get("step_size") == steps and all(name.endswith("-diff") for name in save):
-            raise problem(f"a difference needs two logged steps, and a step size of {steps} logs only the last")
         return save
 
     @field_validator("rng")
@@ -219,6 +212,33 @@ class Sampling(Spec):
     def sample_seeds(self) -> Sequence[int]:
         """Each sample's own seed, in order."""
         return parse_seeds(self.seeds) if self.seeds else range(self.seed, self.seed + self.num)
+
+
+class Sampling(Walk):
+    """Samples from a latent diffusion model, logged at chosen steps."""
+
+    kind: Literal["ldm-sample"] = "ldm-sample"
+    save: Annotated[tuple[Product, ...], BeforeValidator(names_among(PRODUCTS))] = Field(
+        default_factory=_default_save,
+        min_length=1,
+        description="What to write: image, latent, image-diff, latent-diff; trajectory, the numbers behind them; npz "
+        "with step_size 0. "
+        "By default image and latent, and only image with step_size 0.",
+    )
+
+    @field_validator("save")
+    @classmethod
+    def _save_fits(cls, save: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        final_only = info.data.get("step_size") == 0
+        for name in save:
+            if final_only and name not in ("image", "npz"):
+                raise problem(f"{name!r} needs logged steps, and step_size 0 writes final images only")
+            if not final_only and name == "npz":
+                raise problem("'npz' holds final images only and needs step_size 0")
+        steps = _known_steps(info)
+        if steps is not None and info.data.get("step_size") == steps and all(name.endswith("-diff") for name in save):
+            raise problem(f"a difference needs two logged steps, and a step size of {steps} logs only the last")
+        return save
 
 
 class Reference(BaseModel):
