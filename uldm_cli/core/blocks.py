@@ -1,6 +1,7 @@
 """Layers of the autoencoders, named as in the published code, and what the U-Net shares with them."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,23 @@ class ResnetBlock(nn.Module):
         return self.nin_shortcut(x) + h
 
 
-class SelfAttention(nn.Module):
+class Attends(nn.Module):
+    """A layer that mixes by attention, of which something outside may take note without changing it."""
+
+    heads: int
+    kind: Literal["self", "cross"] = "self"
+    """Whether positions look at each other, or at a context's tokens."""
+    watch: Callable[[Tensor, Tensor], None] | None = None
+    """Called with the queries `[N, heads, Q, d]` and the keys `[N, heads, K, d]` of every call, if set."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attention`, seen by whoever watches."""
+        if self.watch is not None:
+            self.watch(q, k)
+        return attention(q, k, v)
+
+
+class SelfAttention(Attends):
     """Multi-head self-attention over all positions, residual."""
 
     def __init__(self, channels: int, heads: int, groups: int) -> None:
@@ -48,7 +65,7 @@ class SelfAttention(nn.Module):
         def heads(y: Tensor) -> Tensor:  # (N, heads, HW, d)
             return y.permute(0, 2, 3, 1).reshape(N, H * W, self.heads, C // self.heads).transpose(1, 2)
 
-        mixed = attention(heads(self.q(h)), heads(self.k(h)), heads(self.v(h)))
+        mixed = self.attend(heads(self.q(h)), heads(self.k(h)), heads(self.v(h)))
         return x + self.proj_out(mixed.transpose(1, 2).reshape(N, H, W, C).permute(0, 3, 1, 2))
 
 

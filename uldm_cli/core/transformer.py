@@ -3,22 +3,27 @@
 Modules carry the names of the published code, so its checkpoints load without renaming.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uldm_cli.core.blocks import Conv2d, GroupNorm, attention
+from uldm_cli.core.blocks import Attends, Conv2d, GroupNorm, attention
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`attention`, or a layer's that is watched."""
 
 
-def multi_head(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+def multi_head(q: Tensor, k: Tensor, v: Tensor, heads: int, attend: Attend = attention) -> Tensor:
     """Attention of `heads` equal parts of the channels, side by side. `[N, L, C]` each; k and v may have another L."""
 
     def split(x: Tensor) -> Tensor:  # (N, L, C) -> (N, heads, L, d)
         return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
-    return attention(split(q), split(k), split(v)).transpose(1, 2).flatten(2)
+    return attend(split(q), split(k), split(v)).transpose(1, 2).flatten(2)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Attends):
     """Attention of tokens to a context."""
 
     def __init__(self, channels: int, context_dim: int, heads: int) -> None:
@@ -30,7 +35,8 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:  # (N, L, C), (N, M, D) -> (N, L, C)
-        return self.to_out(multi_head(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        return self.to_out(multi_head(q, k, v, self.heads, self.attend))
 
 
 class GEGLU(nn.Module):
@@ -67,6 +73,7 @@ class TransformerBlock(nn.Module):
         self.attn1 = CrossAttention(channels, channels, heads)
         self.ff = FeedForward(channels, gated=True)
         self.attn2 = CrossAttention(channels, context_dim, heads)
+        self.attn2.kind = "cross"
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:  # (N, L, C), (N, M, D) -> (N, L, C)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uldm_cli.core.blocks import Conv2d, GroupNorm, Pointwise, Upsample, attention
+from uldm_cli.core.blocks import Attends, Conv2d, GroupNorm, Pointwise, Upsample
 from uldm_cli.core.transformer import SpatialTransformer
 from uldm_cli.errors import UsageError
 
@@ -109,7 +109,7 @@ class ResBlock(nn.Module):
         return F.avg_pool2d(x, 2) if self.resample < 0 else F.interpolate(x, scale_factor=2, mode="nearest")
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(Attends):
     """Self-attention over all positions, residual."""
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
@@ -127,7 +127,7 @@ class AttentionBlock(nn.Module):
             qkv = qkv.reshape(N, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
         else:
             qkv = qkv.reshape(N, H * W, self.heads, 3, C // self.heads).permute(3, 0, 2, 1, 4)
-        mixed = attention(*qkv)  # each (N, heads, HW, d)
+        mixed = self.attend(*qkv)  # each (N, heads, HW, d)
         return x + self.proj_out(mixed.transpose(1, 2).reshape(N, H, W, C).permute(0, 3, 1, 2))
 
 
