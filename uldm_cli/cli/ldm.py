@@ -88,7 +88,7 @@ Save = Annotated[
     typer.Option(
         "--save",
         metavar="LIST",
-        help="Of image,latent,image-diff,latent-diff; and npz, with --step-size 0.",
+        help="Of image,latent,image-diff,latent-diff,trajectory; and npz, with --step-size 0.",
         rich_help_panel="Output",
     ),
 ]

@@ -10,10 +10,11 @@ import shutil
 import zipfile
 from typing import TYPE_CHECKING, BinaryIO
 
+from uldm_cli.errors import ConfigError
 from uldm_cli.runs.files import atomic_write, writable_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -42,13 +43,46 @@ def join_parts(archive: Path, batches: Sequence[range]) -> None:
     shutil.rmtree(archive.with_suffix(".parts"))
 
 
+def write_npz(path: Path, images: NDArray[np.uint8]) -> None:
+    """Images `[N, H, W, C]` as such a file; they are read one after the other, so they may lie on disk."""
+    atomic_write(path, lambda file: _write(file, images.shape, images))
+
+
+def read_npz(path: Path) -> NDArray[np.uint8]:
+    """The images `[N, H, W, C]` of such a file.
+
+    Raises:
+        ConfigError: it is missing, damaged, or holds something else.
+    """
+    import numpy as np
+
+    try:
+        with path.open("rb") as file, np.load(file) as archive:
+            images: NDArray[np.uint8] = archive["arr_0"]
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {path}", "Check the path") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as e:
+        raise ConfigError(f"{path} is not an archive of images, or damaged", "Write it again") from e
+    if images.ndim != 4 or images.dtype != np.uint8:
+        found = f"{images.dtype} {list(images.shape)}"
+        raise ConfigError(f"{path}: expected images as uint8 [N, H, W, C], found {found}", "Write it again")
+    return images
+
+
 def _write_joined(file: BinaryIO, parts: Sequence[Path], count: int) -> None:
     import numpy as np
 
     shape = np.load(parts[0], mmap_mode="r").shape
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape[1:])}
+    _write(file, (count, *shape[1:]), (np.load(part) for part in parts))
+
+
+def _write(file: BinaryIO, shape: tuple[int, ...], pieces: Iterable[NDArray[np.uint8]]) -> None:
+    """Pieces that together are an array of this shape."""
+    import numpy as np
+
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     member = zipfile.ZipInfo("arr_0.npy", _FIXED_DATE)
     with zipfile.ZipFile(file, "w") as archive, archive.open(member, "w", force_zip64=True) as out:
         np.lib.format.write_array_header_1_0(out, header)
-        for part in parts:
-            out.write(np.ascontiguousarray(np.load(part)).data)
+        for piece in pieces:
+            out.write(np.ascontiguousarray(piece).data)

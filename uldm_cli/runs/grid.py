@@ -38,8 +38,9 @@ def run_grid(spec: Sampling, outdir: Path | None = None, *, config: Path | None 
 
 def plan_grid(spec: Sampling, outdir: Path | None = None, config: Path | None = None) -> Plan:
     """What `run_grid` would do; see `make_plan`."""
-    if "npz" in spec.save:
-        raise ConfigError("save=npz: a grid is a picture, not an archive", "Use `uldm ldm sample` for that")
+    for kind in ("npz", "trajectory"):
+        if kind in spec.save:
+            raise ConfigError(f"save={kind}: a grid is a picture, not an archive", "Use `uldm ldm sample` for that")
     return make_plan(spec, outdir, default_outdir("ldm", "grid", config), RECORD)
 
 

@@ -1,5 +1,6 @@
 """What a sampling run is going to write and where, known and checked before torch is imported."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -8,6 +9,8 @@ from pathlib import Path
 from uldm_cli.errors import ConfigError
 from uldm_cli.runs.models import ModelFile, chosen_weights, model_config, resolve
 from uldm_cli.runs.outdir import choose_outdir
+from uldm_cli.runs.raw import KIND as TRAJECTORY
+from uldm_cli.runs.raw import trajectory_paths
 from uldm_cli.specs.load import Flag, load_config
 from uldm_cli.specs.models import LatentDiffusionModel
 from uldm_cli.specs.samplers import Spaced
@@ -46,7 +49,7 @@ class Plan:
     @property
     def pictures(self) -> tuple[str, ...]:
         """The kinds that are written as PNG."""
-        return tuple(kind for kind in self.spec.save if kind != "npz")
+        return tuple(kind for kind in self.spec.save if kind not in ("npz", TRAJECTORY))
 
     @property
     def archive(self) -> Path | None:
@@ -77,6 +80,9 @@ class Plan:
         scales = self.scales_path(self.sample_folder(index))
         if scales:
             yield SCALES, scales
+        if TRAJECTORY in self.spec.save:
+            for path in trajectory_paths(self.sample_folder(index)):
+                yield TRAJECTORY, path
 
     def files(self) -> Iterator[tuple[str, Path]]:
         """Every file of the samples, with its kind."""
@@ -93,6 +99,12 @@ class Plan:
         scales = self.scales_path(self.folder)
         if scales:
             yield SCALES, scales
+
+    @property
+    def sampled_with(self) -> dict[str, str]:
+        """What the numbers of every sample say of what made them."""
+        sampler = self.spec.sampler.model_dump(mode="json")
+        return {"model": self.model.name, "sampler": json.dumps(sampler), "show": self.spec.show}
 
     def drawn_from(self, index: int) -> dict[str, str]:
         """What a sample's picture says of its random numbers."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from uldm_cli import console
 from uldm_cli.errors import UsageError
+from uldm_cli.runs import raw
 from uldm_cli.runs.archive import join_parts, part_path, save_part
 from uldm_cli.runs.draw.latents import largest
 from uldm_cli.runs.files import writable_folder
 from uldm_cli.runs.outdir import default_outdir, write_record
 from uldm_cli.runs.plan import Plan, make_plan
+from uldm_cli.runs.raw import Gatherer, save_trajectory
 from uldm_cli.runs.trajectory import Frame, Trajectories
 from uldm_cli.runs.writer import Writer, save_difference, save_image, save_latent, save_scales
 
@@ -127,10 +129,10 @@ def _compute(plan: Plan, trajectories: Trajectories, batches: list[range], archi
     total = sum(map(len, batches)) * plan.steps
     with console.progress(total, "sampling", "steps") as progress, Writer() as writer, trajectories.repeatable():
         for batch in batches:
-            pictures = BatchPictures(plan, batch, writer, plan.image_size)
-            for frame in trajectories.frames(batch, progress):
-                pictures.add(frame)
-            last = pictures.finish()
+            with BatchPictures(plan, batch, writer, plan.image_size) as pictures:
+                for frame in trajectories.frames(batch, progress):
+                    pictures.add(frame)
+                last = pictures.finish()
             if archive:
                 writer.submit(save_part, part_path(archive, batch), last.image)
 
@@ -144,9 +146,19 @@ class BatchPictures:
         self._scales: dict[int, dict[str, float]] = {index: {} for index in batch}
         for index in batch:
             writable_folder(plan.sample_folder(index) if plan.spec.step_size else plan.folder)
+        self._gatherer = Gatherer(plan.folder) if raw.KIND in plan.spec.save else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._gatherer:
+            self._gatherer.close()
 
     def add(self, frame: Frame) -> None:
         """Hands the pictures of a frame to the writer, and those of its difference to the frame before."""
+        if self._gatherer:
+            self._gatherer.add(frame)
         for kind in self._plan.pictures:
             if not kind.endswith("-diff"):
                 self._pictures(kind, frame)
@@ -160,6 +172,11 @@ class BatchPictures:
             path = self._plan.scales_path(self._plan.sample_folder(index))
             if path:
                 self._writer.submit(save_scales, path, scales)
+        if self._gatherer:
+            gathered = self._gatherer.gathered()
+            for row, index in enumerate(self._batch):
+                about = {**self._plan.sampled_with, **self._plan.drawn_from(index)}
+                self._writer.submit(save_trajectory, self._plan.sample_folder(index), gathered, row, about)
         assert self._before, "the last step is always logged"
         return self._before
 

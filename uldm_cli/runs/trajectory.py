@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from uldm_cli.core.latent import LatentDiffusion
     from uldm_cli.core.noise import BatchNoise, PerSampleNoise
     from uldm_cli.core.samplers import Step
+    from uldm_cli.core.schedules import Schedule
     from uldm_cli.runs.plan import Plan
 
 
@@ -29,13 +30,18 @@ class Frame:
 
     Args:
         model: decodes.
-        n: completed steps.
-        state: the scaled latents to look at, `[N, C, h, w]`.
+        step: the completed step.
+        show: what of it to look at: the state ("x_t"), or the clean latent predicted in it ("x0").
     """
 
-    def __init__(self, model: LatentDiffusion, n: int, state: Tensor) -> None:
-        self.n = n
-        self._model, self._state = model, state
+    def __init__(self, model: LatentDiffusion, step: Step, show: str) -> None:
+        self.step, self.n = step, step.n
+        self._model, self._state = model, step.x0 if show == "x0" else step.x
+
+    @property
+    def schedule(self) -> Schedule:
+        """How much signal and noise a timestep holds."""
+        return self._model.schedule
 
     @cached_property
     def latent(self) -> NDArray[np.float32]:
@@ -149,4 +155,4 @@ def frames(model: LatentDiffusion, steps: Iterable[Step], logged: Collection[int
     wanted = frozenset(logged)
     for step in steps:
         if step.n in wanted:
-            yield Frame(model, step.n, step.x0 if show == "x0" else step.x)
+            yield Frame(model, step, show)
