@@ -1,12 +1,11 @@
 """`uldm ldm`: latent diffusion models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from uldm_cli import console
 from uldm_cli.cli.options import (
     Arguments,
     BatchSize,
@@ -28,61 +27,21 @@ from uldm_cli.cli.options import (
     TotalSteps,
     Weights,
 )
-from uldm_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from uldm_cli.runs.plan import Plan
-    from uldm_cli.runs.sample import Result
+from uldm_cli.cli.sampling import (
+    Compile,
+    Height,
+    Rng,
+    Seeds,
+    Show,
+    Spacing,
+    Width,
+    sampling_flags,
+    show_plan,
+    show_result,
+)
 
 app = typer.Typer()
 
-COLUMNS = ("kind", "files", "names")
-
-Seeds = Annotated[
-    str | None,
-    typer.Option(
-        "--seeds",
-        metavar="LIST",
-        help="A seed a sample: 0-49999 or 3,7,9; stands for --seed and --num.",
-        rich_help_panel="Sampling",
-    ),
-]
-Spacing = Annotated[
-    str | None,
-    typer.Option(
-        "--spacing",
-        metavar="uniform|compvis",
-        help="Of timesteps: exactly --total-steps, or the published code's, often more.",
-        rich_help_panel="Sampling",
-    ),
-]
-Rng = Annotated[
-    str | None,
-    typer.Option(
-        "--rng",
-        metavar="NAME",
-        help="compvis: the published code's draws; they depend on --batch-size and device.",
-        rich_help_panel="Sampling",
-    ),
-]
-Height = Annotated[
-    int | None,
-    typer.Option(
-        "--height", metavar="N", help="Of the images, in pixels (default: the model's).", rich_help_panel="Sampling"
-    ),
-]
-Width = Annotated[
-    int | None,
-    typer.Option(
-        "--width", metavar="N", help="Of the images, in pixels (default: the model's).", rich_help_panel="Sampling"
-    ),
-]
-Show = Annotated[
-    str | None,
-    typer.Option(
-        "--show", metavar="x_t|x0", help="Draw the state, or the clean image predicted in it.", rich_help_panel="Output"
-    ),
-]
 Save = Annotated[
     str | None,
     typer.Option(
@@ -92,13 +51,6 @@ Save = Annotated[
         rich_help_panel="Output",
     ),
 ]
-Compile = Annotated[
-    bool,
-    typer.Option(
-        "--compile", metavar="", help="Compile the network first: slow start, fast steps.", rich_help_panel="Machine"
-    ),
-]
-
 SAMPLE_EXAMPLES = """
 Examples:
   uldm ldm sample                                            200 steps with the embedded model, every 40th drawn
@@ -153,54 +105,10 @@ def _add(verb: str, about: str, examples: str) -> None:
         precision: Precision = None,
         compile: Compile = False,
     ) -> None:
-        from uldm_cli.specs.load import Flag
-
-        if seeds is not None and seed is not None:
-            raise UsageError("--seed and --seeds are both given", "Give one of them")
-
-        arguments, model = _model_among(arguments or [], model)
-        flags = {
-            "model": model,
-            "weights": weights,
-            "sampler": sampler,
-            "sampler.steps": Flag("--total-steps", total_steps),
-            "sampler.eta": eta,
-            "sampler.spacing": spacing,
-            "step_size": step_size,
-            "height": height,
-            "width": width,
-            "num": num,
-            "seed": seed,
-            "seeds": seeds,
-            "rng": rng,
-            "deterministic": deterministic or None,
-            "show": show,
-            "save": save,
-            "batch_size": batch_size,
-            "device": device,
-            "precision": precision,
-            "compile": compile or None,
-        }
-        _run(verb, arguments, flags, outdir, resume=resume, dry_run=dry_run)
+        given, flags = sampling_flags(locals())
+        _run(verb, given, flags, outdir, resume=resume, dry_run=dry_run)
 
     app.command(verb, cls=Command, help=about, epilog=examples)(command)
-
-
-def _model_among(arguments: list[str], model: str | None) -> tuple[list[str], str | None]:
-    """A model in the place of the config, as `--config model.safetensors` or `--config FOLDER` has it, is the model."""
-    models = [text for text in arguments if _is_model(text)]
-    if not models:
-        return arguments, model
-    named = models if model is None else [model, *models]
-    if len(named) > 1:
-        raise UsageError(f"two models, {named[0]} and {named[1]}", "Name one")
-    return [text for text in arguments if text not in models], named[0]
-
-
-def _is_model(argument: str) -> bool:
-    path = Path(argument)
-    override = "=" in argument or argument.startswith("~")
-    return not override and (path.suffix in (".safetensors", ".ckpt") or path.is_dir())
 
 
 def _run(
@@ -221,85 +129,9 @@ def _run(
     spec = read_config(config, overrides, flags)
     plan = (plan_grid if verb == "grid" else plan_sample)(spec, outdir, config)
     if dry_run:
-        _show_plan(verb, plan)
+        show_plan(verb, plan, list(plan.grid_files() if verb == "grid" else plan.files()))
     else:
-        _show_result(verb, (grid if verb == "grid" else sample)(plan, resume=resume))
-
-
-def _show_plan(verb: str, plan: "Plan") -> None:
-    files = list(plan.grid_files() if verb == "grid" else plan.files())
-    batches = f"{len(plan.batches)} batches" if len(plan.batches) > 1 else "one batch"
-    console.result(
-        {**_described(verb, plan, files), "dry_run": True},
-        title=f"To be written to {plan.folder}",
-        columns=COLUMNS,
-        rows=_rows(plan, files),
-        summary=f"{_samples(plan.spec.num)} of {plan.steps} steps in {batches}, "
-        f"from {plan.model.name}; nothing was written",
-    )
-
-
-def _show_result(verb: str, result: "Result") -> None:
-    plan, seconds = result.plan, result.seconds
-    data: dict[str, Any] = {
-        "computed": result.computed,
-        "device": result.device,
-        "seconds": seconds,
-        "steps_per_second": result.steps_per_second,
-        "images_per_second": result.images_per_second,
-    }
-    if result.computed:
-        summary = (
-            f"{_samples(result.computed)} of {plan.steps} steps in {seconds:.1f} s on {result.device}: "
-            f"{result.steps_per_second:.1f} steps/s, {result.images_per_second:.2f} images/s"
-        )
-    else:
-        summary = "everything was there already"
-    if 0 < result.computed < plan.spec.num:
-        summary += f"; the other {plan.spec.num - result.computed} were there already"
-    console.result(
-        {**_described(verb, plan, result.files), **data},
-        title=f"Written to {plan.folder}",
-        columns=COLUMNS,
-        rows=_rows(plan, result.files),
-        summary=summary,
-    )
-
-
-def _described(verb: str, plan: "Plan", files: Sequence[tuple[str, Path]]) -> dict[str, Any]:
-    from uldm_cli.runs.models import chosen_weights
-
-    spec = plan.spec
-    return {
-        "command": f"ldm {verb}",
-        "outdir": plan.folder,
-        "config": plan.folder / plan.record,
-        "model": {
-            "name": plan.model.name,
-            "path": plan.model.path,
-            "weights": chosen_weights(plan.model, spec.weights),
-        },
-        "sampler": spec.sampler.model_dump(mode="json"),
-        "steps": plan.steps,
-        "logged": plan.logged,
-        "seeds": [spec.seed] if spec.rng == "compvis" else list(spec.sample_seeds),
-        "files": [{"kind": kind, "path": path} for kind, path in files],
-    }
-
-
-def _rows(plan: "Plan", files: Sequence[tuple[str, Path]]) -> list[tuple[str, int, str]]:
-    """A row a kind: how many files, and the first and last of them."""
-    by_kind: dict[str, list[str]] = {}
-    for kind, path in files:
-        by_kind.setdefault(kind, []).append(str(path.relative_to(plan.folder)))
-    return [
-        (kind, len(names), names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}")
-        for kind, names in by_kind.items()
-    ]
-
-
-def _samples(count: int) -> str:
-    return "1 sample" if count == 1 else f"{count} samples"
+        show_result(verb, (grid if verb == "grid" else sample)(plan, resume=resume))
 
 
 _add("sample", "Sample images, and draw what they look like on the way.", SAMPLE_EXAMPLES)
