@@ -118,6 +118,35 @@ Quiet = Annotated[
     typer.Option("--quiet", "-q", metavar="", help="Say nothing but warnings and errors.", rich_help_panel=_OUTPUT),
 ]
 
+ShowInline = Annotated[
+    bool,
+    typer.Option("--show-inline", metavar="", help="Show the picture in the terminal, too.", rich_help_panel=_OUTPUT),
+]
+Dpi = Annotated[
+    int,
+    typer.Option(
+        "--dpi",
+        metavar="N",
+        min=20,
+        max=1200,
+        help="Pixels an inch, of a PNG (default: 150).",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
+FontSize = Annotated[
+    float,
+    typer.Option(
+        "--font-size",
+        metavar="X",
+        min=3,
+        max=48,
+        help="Of the labels, in points (default: 9).",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
+
 BatchSize = Annotated[
     int | None,
     typer.Option(

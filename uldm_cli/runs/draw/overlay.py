@@ -30,6 +30,7 @@ TICK = 3
 MARGIN = 4
 LABEL_SPACE = 1.8  # of the font's size: what a tick label takes at least, from one to the next
 MOST_DIGITS = 12
+SMALLEST_PLAIN, LARGEST_PLAIN = 1e-3, 1e5  # numbers below and from there are written with an exponent
 
 
 def check_colormap(name: str) -> None:
@@ -122,6 +123,7 @@ def color_bar(height: int, scale: Scale, colormap: str = "inferno", font_size: f
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
 
+    font_size = min(font_size, height / 2.6)  # two numbers have room
     font: Any = ImageFont.load_default(font_size)
     # The first and last number stand half above and half below the bar's ends.
     edge = min(round(font_size / 2), max((height - 2) // 2, 0))
@@ -155,10 +157,12 @@ def tick_values(scale: Scale, most: int) -> list[float]:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """The numbers as short as they can be told apart and are right to a hundredth of the step between them."""
+    """The numbers with as few digits as tell them apart, right to a hundredth of the step between them."""
     step = min((abs(b - a) for a, b in pairwise(values)), default=abs(values[0]))
-    for digits in range(1, MOST_DIGITS):
-        labels = [f"{value + 0.0:.{digits}g}" for value in values]
+    largest = max(map(abs, values))
+    form = "f" if largest == 0 or SMALLEST_PLAIN <= largest < LARGEST_PLAIN else "e"
+    for digits in range(MOST_DIGITS):
+        labels = [f"{value + 0.0:.{digits}{form}}" for value in values]
         if all(abs(float(label) - value) <= step / 100 for label, value in zip(labels, values, strict=True)):
             break
     return labels
