@@ -29,7 +29,7 @@ from uldm_cli import console
 from uldm_cli.core.data import FileImages, open_images, sequential
 from uldm_cli.core.device import pick_device
 from uldm_cli.core.images import to_uint8
-from uldm_cli.core.lpips import CUTS, LPIPS
+from uldm_cli.core.lpips import LPIPS
 from uldm_cli.core.quantizers import perplexity, usage
 from uldm_cli.core.vqvae import VQVAE
 from uldm_cli.errors import UldmError
@@ -236,12 +236,12 @@ class Neighbours:
             what: for the progress.
             own: which training image each of `images` is; it and its mirror image do not count then.
         """
-        queries = torch.cat([self._embed(x) for x in counted(images, self._device, what)])
+        queries = torch.cat([self._lpips.embed(x) for x in counted(images, self._device, what)])
         best = torch.full((len(images),), torch.inf, device=self._device)
         index = torch.zeros(len(images), dtype=torch.int64, device=self._device)
         first = 0
         for batch in counted(self._candidates, self._device, f"{what} against training images", 512):
-            there = self._embed(batch)
+            there = self._lpips.embed(batch)
             apart = there.square().sum(1) - 2 * queries @ there.T
             number = torch.arange(first, first + len(batch), device=self._device)
             if own is not None:
@@ -252,17 +252,6 @@ class Neighbours:
             first += len(batch)
         found = self._candidates[index.cpu()]
         return index.cpu() % self._count, found, distances(images, found, self._lpips, self._device)
-
-    def _embed(self, x: Tensor) -> Tensor:
-        """Vectors `[N, D]` whose squared distance is the LPIPS of the images."""
-        lpips, parts = self._lpips, []
-        h = (x - lpips.shift) / lpips.scale
-        for i, (start, end) in enumerate(zip((0, *CUTS), CUTS, strict=False)):
-            h = lpips.features[start:end](h)
-            unit = h / (h.square().sum(1, keepdim=True).sqrt() + 1e-10)
-            weight = getattr(lpips, f"lin{i}") / (h.shape[2] * h.shape[3])
-            parts.append((unit * weight.sqrt()).flatten(1))
-        return torch.cat(parts, 1)
 
 
 def memorisation(

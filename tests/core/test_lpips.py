@@ -9,9 +9,14 @@ from torch import Tensor
 
 from uldm_cli import assets
 from uldm_cli.core.images import decode_image
-from uldm_cli.core.lpips import LPIPS
-from uldm_cli.errors import UldmError
+from uldm_cli.core.lpips import LPIPS, NETS, Net, drawn_features
+from uldm_cli.errors import UldmError, UsageError
 from uldm_cli.formats.native import load_tensors
+
+ASSETS = Path(os.environ.get("ULDM_TEST_ASSETS", ""))
+needs_assets = pytest.mark.skipif(
+    "ULDM_TEST_ASSETS" not in os.environ, reason="ULDM_TEST_ASSETS names no folder with lpips' images"
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +26,17 @@ def weights() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def lpips(weights) -> LPIPS:
-    return LPIPS(weights)
+    return LPIPS(weights, "alex")
+
+
+def of(net: Net) -> LPIPS:
+    """With the trained linear weights, and for want of trained features drawn ones."""
+    return LPIPS(drawn_features(net) | linear(net), net)
+
+
+def linear(net: Net) -> dict[str, Tensor]:
+    embedded = load_tensors(assets.path(f"lpips-{net}.safetensors"))
+    return {name: value for name, value in embedded.items() if name.startswith("lin")}
 
 
 def images(height: int = 64, width: int = 48, channels: int = 3) -> tuple[Tensor, Tensor]:
@@ -31,29 +46,91 @@ def images(height: int = 64, width: int = 48, channels: int = 3) -> tuple[Tensor
     return first, (1 - share) * first + share * change
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:torchvision", "ignore::UserWarning:lpips")
-def test_equals_the_authors_package(lpips: LPIPS, weights: dict[str, Tensor]) -> None:
-    """Its linear layers come with the package, so those that are embedded are checked too."""
+def package(lpips: LPIPS, **options: object) -> torch.nn.Module:
+    """The authors' class over the same features; its linear weights come with the package."""
     from lpips import LPIPS as Theirs
 
-    theirs = Theirs(net="alex", pnet_rand=True, verbose=False)
-    names = {name: f"features.{name.split('.', 1)[1]}" for name in theirs.net.state_dict()}
-    theirs.net.load_state_dict({name: weights[ours].float() for name, ours in names.items()})
-    for height, width in ((64, 48), (31, 31), (33, 100)):
+    theirs = Theirs(net=lpips.net, pnet_rand=True, verbose=False, **options)
+    features = lpips.features.state_dict()
+    theirs.net.load_state_dict({name: features[name.split(".", 1)[1]] for name in theirs.net.state_dict()})
+    return theirs
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision", "ignore::UserWarning:lpips")
+@pytest.mark.parametrize("net", NETS)
+def test_equals_the_authors_package(net: Net, lpips: LPIPS) -> None:
+    """Its linear weights come with the package, so those that are embedded are checked too."""
+    ours = lpips if net == "alex" else of(net)
+    distances, maps = package(ours), package(ours, spatial=True)
+    for height, width in ((64, 48), (31, 31), (33, 70)):
         pair = images(height, width)
         with torch.no_grad():
-            ours, expected = lpips(*pair), theirs(*pair)
-        assert ours.shape == (4, 1, 1, 1)
+            expected, expected_map = distances(*pair), maps(*pair)
+            torch.testing.assert_close(ours(*pair), expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(ours(*pair, spatial=True), expected_map, rtol=1e-5, atol=1e-5)
+        assert ours(*pair).shape == (4, 1, 1, 1)
+        assert expected_map.shape == (4, 1, height, width)
         assert expected[3] > 0.05
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif("ULDM_TEST_ASSETS" not in os.environ, reason="ULDM_TEST_ASSETS names no folder with lpips' images")
+@needs_assets
 @pytest.mark.parametrize(("name", "distance"), [("p0", 0.7219), ("p1", 0.1376)])
 def test_the_authors_example(lpips: LPIPS, name: str, distance: float) -> None:
-    folder = Path(os.environ["ULDM_TEST_ASSETS"]) / "data" / "lpips"
-    reference, other = (decode_image(folder / f"ex_{n}.png").float()[None] / 127.5 - 1 for n in ("ref", name))
-    assert lpips(reference, other).item() == pytest.approx(distance, abs=1e-3)
+    assert lpips(*example(name)).item() == pytest.approx(distance, abs=1e-4)
+
+
+@needs_assets
+@pytest.mark.parametrize(("name", "distance"), [("p0", 0.5686), ("p1", 0.4217)])
+def test_the_authors_example_with_vgg(name: str, distance: float) -> None:
+    features = load_tensors(ASSETS / "weights" / "vgg16-imagenet-features.safetensors")
+    assert LPIPS(features | linear("vgg"))(*example(name)).item() == pytest.approx(distance, abs=1e-4)
+
+
+def example(name: str) -> list[Tensor]:
+    return [decode_image(ASSETS / "data" / "lpips" / f"ex_{n}.png").float()[None] / 127.5 - 1 for n in ("ref", name)]
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_smallest_images(net: Net) -> None:
+    lpips = of(net)
+    least = lpips.backbone.smallest
+    a, b = images(least, least + 3)
+    assert torch.isfinite(lpips(a, b)).all()
+    with pytest.raises(UsageError, match=f"of {least} pixels a side or more, not {least + 3}x{least - 1}"):
+        lpips(a[:, :, 1:], b[:, :, 1:])
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_vectors_are_as_far_apart_as_the_images(net: Net) -> None:
+    lpips = of(net)
+    a, b = images(32, 40)
+    apart = (lpips.embed(a) - lpips.embed(b)).square().sum(1)
+    torch.testing.assert_close(apart, lpips(a, b).flatten(), rtol=1e-4, atol=1e-6)
+
+
+def test_drawn_features_are_the_same_every_time() -> None:
+    one, two = drawn_features("squeeze"), drawn_features("squeeze")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_images_from_0_to_1(lpips: LPIPS) -> None:
+    a, b = images()
+    torch.testing.assert_close(lpips(a / 2 + 0.5, b / 2 + 0.5, normalize=True), lpips(a, b), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("worst", "normalize"), [(255.0, False), (-1.0, True), (float("nan"), False)])
+def test_values_outside_of_the_range_are_refused(lpips: LPIPS, weights, worst: float, normalize: bool) -> None:
+    a, b = (x / 2 + 0.5 for x in images())
+    b[2, 1, 0, 0] = worst
+    with pytest.raises(UsageError, match=r"LPIPS was given values from .*, and takes -?\d to 1"):
+        lpips(a, b, normalize=normalize)
+    assert LPIPS(weights, "alex", checked=False)(a, b).shape == (4, 1, 1, 1)
+
+
+def test_images_of_different_shapes_are_refused(lpips: LPIPS) -> None:
+    a, b = images()
+    with pytest.raises(UsageError, match="images of one shape"):
+        lpips(a, b[:, :1])
 
 
 def test_is_symmetric_and_zero_for_equal_images(lpips: LPIPS) -> None:
@@ -88,13 +165,13 @@ def test_gradients_reach_the_images_and_not_the_weights(lpips: LPIPS) -> None:
 def test_a_missing_weight_is_an_error(weights: dict[str, Tensor], name: str) -> None:
     kept = {key: value for key, value in weights.items() if key != name}
     with pytest.raises(UldmError, match="the LPIPS weights do not fit") as caught:
-        LPIPS(kept)
+        LPIPS(kept, "alex")
     assert name.removesuffix(".model.1.weight") in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_weight_of_another_shape_or_too_many_are_errors(weights: dict[str, Tensor]) -> None:
     with pytest.raises(UldmError, match=r"features\.0\.bias"):
-        LPIPS(weights | {"features.0.bias": torch.zeros(63)})
+        LPIPS(weights | {"features.0.bias": torch.zeros(63)}, "alex")
     with pytest.raises(UldmError, match="classifier"):
-        LPIPS(weights | {"classifier.1.weight": torch.zeros(1)})
+        LPIPS(weights | {"classifier.1.weight": torch.zeros(1)}, "alex")

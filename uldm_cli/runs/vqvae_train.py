@@ -48,7 +48,7 @@ def load_lpips() -> "LPIPS":
     """The perceptual distance with the embedded AlexNet."""
     from uldm_cli.core.lpips import LPIPS
 
-    return LPIPS(load_tensors(assets.path("lpips-alex.safetensors")))
+    return LPIPS(load_tensors(assets.path("lpips-alex.safetensors")), "alex", checked=False)
 
 
 class AutoencoderJob:
