@@ -111,5 +111,5 @@ def test_the_yaml_of_a_published_checkpoint_may_stand_in_the_place_of_the_config
     path = tmp_path / "ffhq.yaml"
     path.write_text(PUBLISHED)
     with pytest.raises(ConfigError) as caught:
-        read_config(path, [], {})
+        read_config(Sampling, path, [], {})
     assert str(caught.value) == f"{path} describes a published checkpoint, and none is given. Name it with --checkpoint"

@@ -124,9 +124,10 @@ def _run(
     from uldm_cli.runs.plan import read_config
     from uldm_cli.runs.sample import plan_sample, sample
     from uldm_cli.specs.load import split_arguments
+    from uldm_cli.specs.sampling import Sampling
 
     config, overrides = split_arguments(arguments)
-    spec = read_config(config, overrides, flags)
+    spec = read_config(Sampling, config, overrides, flags)
     plan = (plan_grid if verb == "grid" else plan_sample)(spec, outdir, config)
     if dry_run:
         show_plan(verb, plan, list(plan.grid_files() if verb == "grid" else plan.files()))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 from uldm_cli.errors import ConfigError
 from uldm_cli.runs.models import ModelFile, chosen_weights, model_config, resolve
@@ -14,18 +15,21 @@ from uldm_cli.runs.raw import trajectory_paths
 from uldm_cli.specs.load import Flag, load_config
 from uldm_cli.specs.models import LatentDiffusionModel
 from uldm_cli.specs.samplers import Spaced
-from uldm_cli.specs.sampling import Reference, Sampling, model_reference
+from uldm_cli.specs.sampling import Reference, Sampling, Walk, model_reference
 from uldm_cli.specs.yamlfile import read_yaml
 
 SCALES = "differences"
 LONGEST_NAME = 200
+
+W = TypeVar("W", bound=Walk)
+_OWN = ("kind", "save")
 
 
 @dataclass(frozen=True)
 class Plan:
     """A sampling run whose config, model and folder fit together."""
 
-    spec: Sampling
+    spec: Walk
     model: ModelFile
     folder: Path
     record: str
@@ -121,7 +125,9 @@ def logged_steps(steps: int, step_size: int) -> tuple[int, ...]:
     return (*range(step_size, steps, step_size), steps) if step_size else (steps,)
 
 
-def read_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str, object]) -> Sampling:
+def read_config(
+    kind: type[W], path: Path | None, overrides: Sequence[str], flags: Mapping[str, object]
+) -> W:
     """The config of a command line, over what the model's own header says of how to sample from it.
 
     The YAML of a published checkpoint may stand in the place of the config.
@@ -135,7 +141,9 @@ def read_config(path: Path | None, overrides: Sequence[str], flags: Mapping[str,
             "Name it with --checkpoint",
         )
     base = model_config(_resolve(given), LatentDiffusionModel).sample
-    return load_config(Sampling, path, overrides, flags, base=base)
+    if kind is not Sampling:  # what a command saves, and its kind, are its own
+        base = {name: value for name, value in base.items() if name in Walk.model_fields and name not in _OWN}
+    return load_config(kind, path, overrides, flags, base=base)
 
 
 def _is_published(path: Path) -> bool:
@@ -144,18 +152,18 @@ def _is_published(path: Path) -> bool:
     return isinstance(model, dict) and "target" in model
 
 
-def _resolve(named: Reference | Sampling) -> ModelFile:
+def _resolve(named: Reference | Walk) -> ModelFile:
     return resolve(named.model, config=Path(named.checkpoint_config) if named.checkpoint_config else None)
 
 
-def make_plan(spec: Sampling, outdir: Path | None, default: Path, record: str) -> Plan:
+def make_plan(spec: Walk, outdir: Path | None, default: Path, record: str) -> Plan:
     """Checks a config against its model and picks the folder; writes nothing.
 
     Args:
         spec: what to sample.
         outdir: the folder that the user named, if any.
         default: the folder otherwise; a neighbour of it where that holds results of another config.
-        record: `sample.yaml` or `grid.yaml`.
+        record: `sample.yaml`, `grid.yaml` or `explain.yaml`.
 
     Raises:
         ConfigError: the model cannot be sampled from, or not in so many steps or at that size; the folder cannot be
@@ -167,7 +175,7 @@ def make_plan(spec: Sampling, outdir: Path | None, default: Path, record: str) -
     return Plan(spec, file, choose_outdir(outdir, default, record, spec), record, steps, size)
 
 
-def _checked(spec: Sampling, file: ModelFile) -> LatentDiffusionModel:
+def _checked(spec: Walk, file: ModelFile) -> LatentDiffusionModel:
     """The model's config, if it has what the run needs."""
     chosen_weights(file, spec.weights)
     model = model_config(file, LatentDiffusionModel)
@@ -179,7 +187,7 @@ def _checked(spec: Sampling, file: ModelFile) -> LatentDiffusionModel:
     return model
 
 
-def _steps(spec: Sampling, model: LatentDiffusionModel, name: str) -> int:
+def _steps(spec: Walk, model: LatentDiffusionModel, name: str) -> int:
     """How many steps the sampler really makes, and that they can be taken and logged as asked."""
     asked: int = spec.sampler.steps  # type: ignore[attr-defined]  # every sampler has it: the config was validated
     timesteps: int | None = getattr(model.schedule, "timesteps", None)
@@ -202,7 +210,7 @@ def _steps(spec: Sampling, model: LatentDiffusionModel, name: str) -> int:
     return steps
 
 
-def _image_size(spec: Sampling, model: LatentDiffusionModel, name: str) -> tuple[int, int]:
+def _image_size(spec: Walk, model: LatentDiffusionModel, name: str) -> tuple[int, int]:
     """Height and width of the images, which the networks can halve as often as they do."""
     multiple = model.autoencoder.factor * model.backbone.factor
     for flag, side in (("--height", spec.height), ("--width", spec.width)):
