@@ -195,7 +195,8 @@ def test_draws_of_the_published_code_follow_each_other(ldm):
     assert pictures("two", "-n", 2, "--batch-size", 2) == four[:2]
     assert pictures("whole", "-n", 4, "--batch-size", 4)[:2] != four[:2]
     with Image.open("four/00003.png") as image:
-        assert image.text == {"rng": "compvis", "seed": "3", "sample": "3", "step": "4"}
+        told = {name: text for name, text in image.text.items() if name != "uldm"}
+        assert told == {"rng": "compvis", "seed": "3", "sample": "3", "step": "4"}
 
 
 def test_grid(ldm):

@@ -12,6 +12,8 @@ from uldm_cli.formats.whole import whole
 if TYPE_CHECKING:
     import numpy as np
 
+_LONG_TEXT = 200  # characters, from which on a picture's text is worth compressing
+
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Replaces a file in one step: what `write` puts into the given binary file appears at `path` only when whole.
@@ -29,14 +31,14 @@ def write_png(path: Path, array: "np.ndarray", text: Mapping[str, str] | None = 
     Args:
         path: of the file.
         array: uint8, `[H, W]` for grey or `[H, W, 3]` for RGB.
-        text: stored in the file as PNG text, by keyword (Latin-1, at most 79 characters).
+        text: stored in the file as PNG text, by keyword (Latin-1, at most 79 characters); long ones compressed.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     information = PngInfo()
     for keyword, value in (text or {}).items():
-        information.add_text(keyword, value)
+        information.add_text(keyword, value, zip=len(value) > _LONG_TEXT)
     encoded = BytesIO()
     Image.fromarray(array).save(encoded, "PNG", pnginfo=information)
     atomic_write(path, lambda file: file.write(encoded.getbuffer()))

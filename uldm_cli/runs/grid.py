@@ -12,6 +12,7 @@ from uldm_cli.runs.draw.latents import draw_latent, largest
 from uldm_cli.runs.files import write_png
 from uldm_cli.runs.outdir import default_outdir, write_record
 from uldm_cli.runs.plan import SCALES, Plan, column_label, columns, make_plan
+from uldm_cli.runs.recipe import Recipes
 from uldm_cli.runs.sample import Result, difference, made_since, resumable_since
 from uldm_cli.runs.trajectory import Frame, Trajectories
 from uldm_cli.runs.writer import draw_difference, drop_grey_channel, save_scales
@@ -84,11 +85,12 @@ def _cells(kind: str, before: Frame | None, frame: Frame, size: tuple[int, int])
 
 def _write(plan: Plan, rows: Rows, size: tuple[int, int]) -> None:
     scales: dict[str, float] = {}
+    recipes = Recipes("ldm grid", plan.spec, plan.model)
     for kind, path in plan.grid_files():
         if kind == SCALES:
             save_scales(path, scales)
             continue
-        pictures, about = rows[kind], _drawn_from(plan)
+        pictures, about = rows[kind], {**_drawn_from(plan), **recipes.of_all(kind=kind)}
         if kind.endswith("-diff"):
             scale = scales[path.name] = max(largest(cell) for row in pictures for cell in row)
             pictures = [[draw_difference(kind, cell, size, scale) for cell in row] for row in pictures]

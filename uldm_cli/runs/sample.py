@@ -16,6 +16,7 @@ from uldm_cli.runs.files import writable_folder
 from uldm_cli.runs.outdir import default_outdir, write_record
 from uldm_cli.runs.plan import Plan, make_plan
 from uldm_cli.runs.raw import Gatherer, save_trajectory
+from uldm_cli.runs.recipe import Recipes
 from uldm_cli.runs.trajectory import Frame, Trajectories
 from uldm_cli.runs.writer import Writer, save_difference, save_image, save_latent, save_scales
 
@@ -143,6 +144,7 @@ class BatchPictures:
     def __init__(self, plan: Plan, batch: range, writer: Writer, size: tuple[int, int]) -> None:
         self._plan, self._batch, self._writer, self._size = plan, batch, writer, size
         self._before: Frame | None = None
+        self._recipes = Recipes("ldm sample", plan.spec, plan.model)
         self._scales: dict[int, dict[str, float]] = {index: {} for index in batch}
         for index in batch:
             writable_folder(plan.sample_folder(index) if plan.spec.step_size else plan.folder)
@@ -183,7 +185,7 @@ class BatchPictures:
     def _pictures(self, kind: str, frame: Frame) -> None:
         for row, index in enumerate(self._batch):
             path = self._plan.picture_path(kind, index, (frame.n,))
-            about = self._about(index, str(frame.n))
+            about = self._about(index, kind, str(frame.n))
             if kind == "image":
                 self._writer.submit(save_image, path, frame.image[row], about)
             else:
@@ -193,11 +195,11 @@ class BatchPictures:
         for index, values in zip(self._batch, difference(kind, before, frame), strict=True):
             path = self._plan.picture_path(kind, index, (before.n, frame.n))
             scale = self._scales[index][path.name] = largest(values)
-            about = self._about(index, f"{frame.n} - {before.n}")
+            about = self._about(index, kind, f"{frame.n} - {before.n}")
             self._writer.submit(save_difference, path, kind, values, self._size, scale, about)
 
-    def _about(self, index: int, step: str) -> dict[str, str]:
-        return {**self._plan.drawn_from(index), "step": step}
+    def _about(self, index: int, kind: str, step: str) -> dict[str, str]:
+        return {**self._plan.drawn_from(index), "step": step, **self._recipes.of_sample(index, kind=kind, step=step)}
 
 
 def difference(kind: str, before: Frame, frame: Frame) -> NDArray[np.float32]:
