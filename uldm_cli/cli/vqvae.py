@@ -2,6 +2,7 @@
 
 import typer
 
+from uldm_cli.cli import vqvae_look
 from uldm_cli.cli.options import (
     Arguments,
     BatchSize,
@@ -54,3 +55,6 @@ def train(
         show_preview(vqvae_train.preview(plan))
     else:
         show_result(vqvae_train.run(plan))
+
+
+vqvae_look.add_to(app)

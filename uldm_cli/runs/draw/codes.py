@@ -1,0 +1,209 @@
+"""Codes and latents as pictures: beside their image, counted, on a map, and each code alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from uldm_cli.runs.draw.grid import GAP, draw_grid
+from uldm_cli.runs.draw.overlay import FONT_SIZE, color_bar, colored, resized
+from uldm_cli.runs.draw.plot import COLORS, DEFAULT, LINE, Style, figure, styled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.uint8]
+    Floats = NDArray[Any]
+
+LEAST = 240  # pixels of width that a picture has at least where several stand side by side
+TILE = 60  # pixels of width that a code's picture has at least
+TILE_LABEL = 14  # pixels of height for its number below it
+COLUMNS = 16  # of codes on a page
+CELL, WIDEST = 1.5, 13.0  # inches: of a latent's channel, and of all of them
+DEAD = "#b0b0b0"
+
+
+def ending_of(name: str, most: int) -> str:
+    """As much of a name's end as has at most so many characters, an ellipsis included."""
+    return name if len(name) <= most else "..." + name[3 - most :]
+
+
+def rgb(picture: Bytes) -> Bytes:
+    """`[H, W]` or `[H, W, 1]` as `[H, W, 3]`; what has three channels stays."""
+    import numpy as np
+
+    plain = picture[..., 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture
+    return np.repeat(plain[:, :, None], 3, axis=2) if plain.ndim == 2 else plain
+
+
+def times(picture: Bytes, factor: int) -> Bytes:
+    """A picture enlarged by a whole number, each pixel a square."""
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def beside(pictures: Sequence[Bytes], labels: Sequence[str], least: int = LEAST) -> Bytes:
+    """Pictures of one size side by side, `[H, W, 3]`, each below its label.
+
+    Small ones are enlarged by a whole number until they are `least` pixels wide, so that labels fit and pixels show.
+    """
+    factor = -(-least // pictures[0].shape[1])
+    return draw_grid([[times(rgb(picture), factor) for picture in pictures]], labels)
+
+
+def beside_map(pictures: Sequence[Bytes], map: Floats, scale: tuple[float, float], labels: Sequence[str]) -> Bytes:
+    """As `beside`, with a map `[h, w]` as the last picture, its pixels squares, and the bar of its scale."""
+    import numpy as np
+
+    size = (pictures[0].shape[0], pictures[0].shape[1])
+    drawn = beside([*pictures, colored(resized(map, size, "nearest"), scale, "viridis")], labels)
+    height = size[0] * -(-LEAST // size[1])
+    bar = color_bar(height, scale, "viridis")
+    right = np.full((len(drawn), bar.shape[1], 3), 255, np.uint8)
+    top = len(drawn) - GAP - height
+    right[top : top + height] = bar
+    return np.concatenate([drawn, right], axis=1)
+
+
+def draw_usage(counts: Floats, title: str, what: str, *, dead: bool, style: Style = DEFAULT) -> Figure:
+    """The uses of the codes, the most used first.
+
+    Args:
+        counts: `[K]`.
+        title: above it.
+        what: the label of the counts.
+        dead: also draw the codes that were not used at all, and the line of equal use.
+        style: how it is printed.
+    """
+    import numpy as np
+    from matplotlib.ticker import MaxNLocator
+
+    ordered = np.sort(counts)[::-1]
+    shown = ordered if dead else ordered[ordered > 0]
+    made, [[axes]] = figure(size=(6.0, 3.2), style=style)
+    with styled(style):
+        axes.stairs(shown, np.arange(len(shown) + 1) + 0.5, fill=True, color=COLORS[0])
+        if dead:
+            axes.axhline(counts.mean(), color=COLORS[5], linestyle="--", linewidth=1, label="if all were used equally")
+            axes.legend(loc="upper right")
+        axes.set(title=title, xlabel="codes, the most used first", ylabel=what, xlim=(0.5, len(shown) + 0.5), ylim=0)
+        axes.grid(False, axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if not dead and shown.max(initial=0) < 10:
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    return made
+
+
+def draw_map(points: Floats, shares: Floats, counts: Floats | None, title: str, style: Style = DEFAULT) -> Figure:
+    """Codes as dots on a plane.
+
+    Args:
+        points: `[K, 2]`.
+        shares: of the variance along the two directions, `[2]`.
+        counts: how often each was used, `[K]`, drawn as its colour; zero is a dead code. None: not known.
+        title: above it.
+        style: how it is printed.
+    """
+    from matplotlib.colors import LogNorm
+
+    made, [[axes]] = figure(size=(5.6, 4.6), style=style)
+    small = 26 if len(points) < 2000 else 8
+    with styled(style):
+        used = points if counts is None else points[counts > 0]
+        if counts is None:
+            axes.scatter(*used.T, s=small, color=COLORS[0], alpha=0.6, linewidths=0)
+        else:
+            unused = points[counts == 0]
+            if len(unused):
+                rings = {"facecolors": "none", "edgecolors": DEAD, "linewidths": 0.7}
+                axes.scatter(*unused.T, s=small, label=f"dead: {len(unused):,}", **rings)
+                axes.legend(loc="best")
+            if len(used):
+                dots = axes.scatter(*used.T, s=small, c=counts[counts > 0], norm=LogNorm(), linewidths=0)
+                bar = made.colorbar(dots, ax=axes, label="uses", pad=0.02)
+                bar.outline.set_visible(False)
+        axes.set_title(title)
+        axes.set_aspect("equal", adjustable="datalim")
+        for name, side, share in (("first", axes.set_xlabel, shares[0]), ("second", axes.set_ylabel, shares[1])):
+            side(f"{name} principal component, {100 * share:.0f} % of the variance")
+    return made
+
+
+def draw_tiles(pictures: Sequence[Bytes], labels: Sequence[str], columns: int = COLUMNS) -> Bytes:
+    """Small pictures of one size, `[H, W, 3]`, row by row, each above its label."""
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    font: Any = ImageFont.load_default(FONT_SIZE)
+    factor = -(-TILE // pictures[0].shape[1])
+    height, width = (factor * side for side in pictures[0].shape[:2])
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    down, across = height + TILE_LABEL + 2 * GAP, width + 2 * GAP
+    page = Image.new("RGB", (columns * across + 2 * GAP, rows * down + 2 * GAP), "white")
+    pen = ImageDraw.Draw(page)
+    for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        row, column = divmod(number, columns)
+        left, top = 2 * GAP + column * across, 2 * GAP + row * down
+        page.paste(Image.fromarray(times(picture, factor)), (left, top))
+        pen.text((left + width / 2, top + height + TILE_LABEL / 2), label, fill=(60, 60, 60), font=font, anchor="mm")
+    return np.asarray(page)
+
+
+def draw_channels(
+    images: Sequence[Bytes], latents: Sequence[Floats], names: Sequence[str], scale: float, title: str, style: Style
+) -> Figure:
+    """Latents channel by channel: a row an image, which stands first, and a column a channel, with the grey's scale.
+
+    Args:
+        images: `[H, W]` or `[H, W, 3]`.
+        latents: `[z, h, w]` each.
+        names: of the images.
+        scale: the value drawn white; its negative is black, zero mid-grey.
+        title: above it.
+        style: how it is printed.
+    """
+    columns = len(latents[0]) + 1
+    cell = min(CELL, WIDEST / columns)
+    size = (columns * cell + 0.9, len(images) * cell + 0.6)
+    made, grid = figure(len(images), columns, size=(max(size[0], 4.5), size[1]), style=style)
+    with styled(style):
+        made.suptitle(title)
+        for image, latent, name, row in zip(images, latents, names, grid, strict=True):
+            row[0].imshow(image, **({"cmap": "gray", "vmin": 0, "vmax": 255} if image.ndim == 2 else {}))
+            row[0].set_ylabel(ending_of(name, max(6, int(cell * 72 / (0.62 * style.font_size)))))
+            for axes, channel in zip(row[1:], latent, strict=True):
+                drawn = axes.imshow(channel, cmap="gray", vmin=-scale, vmax=scale)
+        for number, axes in enumerate(grid[0]):
+            axes.set_title(f"channel {number - 1}" if number else "image")
+        for axes in grid.flat:
+            axes.set(xticks=[], yticks=[])
+            for spine in axes.spines.values():
+                spine.set(visible=True, color=LINE)
+        bar = made.colorbar(drawn, ax=grid[:, -1].tolist(), label="value", pad=0.04, aspect=12 * len(images))
+        bar.outline.set_visible(False)
+    return made
+
+
+def draw_posterior(mean: Floats, deviation: Floats, title: str, style: Style = DEFAULT) -> Figure:
+    """How the means and standard deviations of a latent, `[z, h, w]` each, are distributed, a line a channel."""
+    import numpy as np
+
+    made, [[left, right]] = figure(1, 2, size=(7.0, 3.0), style=style)
+    logarithms = np.log10(deviation)
+    with styled(style):
+        made.suptitle(title)
+        for axes, values, scaled in ((left, mean, mean), (right, deviation, logarithms)):
+            low, high = float(scaled.min()), float(scaled.max())
+            edges = np.linspace(low, high, 41) if high > low else np.linspace(low - 0.5, high + 0.5, 3)
+            for number, channel in enumerate(values):
+                counts = np.histogram(channel, edges if axes is left else 10**edges)[0]
+                axes.stairs(counts, edges if axes is left else 10**edges, label=f"channel {number}")
+        right.set_xscale("log")
+        left.set(xlabel="mean", ylabel="latents", ylim=0)
+        right.set(xlabel="standard deviation", ylim=0)
+        if len(mean) <= 8:
+            left.legend()
+    return made

@@ -1,0 +1,243 @@
+"""`uldm vqvae codebook`: how the codes are used, how they lie, and what each draws alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uldm_cli import console, registry
+from uldm_cli.errors import ConfigError
+from uldm_cli.runs.draw.codes import draw_map, draw_tiles, draw_usage, ending_of, rgb
+from uldm_cli.runs.draw.plot import DEFAULT, Style, save_figure
+from uldm_cli.runs.files import writable_folder, write_png
+from uldm_cli.runs.vqvae_look import BATCH_SIZE, Autoencoder, check_counts, choose
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from uldm_cli.core.data import ImageSet
+
+PAGE = 256  # codes on a picture
+PICTURE = 32  # pixels on a side that a code draws, about
+AT_ONCE = 64  # codes
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How often each code is used."""
+
+    counts: NDArray[np.floating[Any]]
+    """`[K]`; zero is a dead code."""
+    of: str
+    """Where they were counted."""
+    perplexity: float
+    images: int
+    skipped: list[tuple[str, str]]
+
+    @property
+    def dead(self) -> list[int]:
+        """The codes that are not used."""
+        return [code for code, count in enumerate(self.counts) if count == 0]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `codebook` did."""
+
+    model: Autoencoder
+    usage: Usage | None
+    size: int
+    dim: int
+    files: list[Path]
+
+
+class Spread:
+    """So many images of a set, evenly spread over it."""
+
+    def __init__(self, images: ImageSet, num: int) -> None:
+        self._images = images
+        self._indices = [i * len(images) // num for i in range(num)]
+        self.classes, self.channels, self.size, self.skipped = (
+            images.classes,
+            images.channels,
+            images.size,
+            images.skipped,
+        )
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._images[self._indices[index]]
+
+
+def codebook(
+    out: Path,
+    *,
+    model: str | None = None,
+    config: Path | None = None,
+    data: str | None = None,
+    num: int | None = None,
+    every: bool = False,
+    device: str | None = None,
+    batch_size: int | None = None,
+    style: Style = DEFAULT,
+) -> Result:
+    """Draws a codebook.
+
+    Args:
+        out: the folder to write to.
+        model: its reference; see `vqvae_look.choose`.
+        config: a YAML; see `vqvae_look.choose`.
+        data: what use is counted over: a folder, .tar or .zip of images, or a kind of data set. Without it, the moving
+            average that training kept is taken, which an EMA codebook has.
+        num: count over so many images, evenly spread over the data; None is all of them.
+        every: draw every code alone, 256 a page, not the most used 256 only.
+        device: to compute on.
+        batch_size: how many images are computed at once.
+        style: of the plots.
+
+    Raises:
+        ConfigError: no such model or data, no codebook, or `out` cannot be written to.
+    """
+    check_counts(num=num, batch_size=batch_size)
+    if num is not None and data is None:
+        raise ConfigError("--num without --data: there are no images to count over", "Give --data PATH")
+    writable_folder(out, create=False)
+    opened = Autoencoder(choose(model, config), device)
+    opened.need_codes()
+    usage = _counted(opened, data, num, batch_size) if data is not None else _of_training(opened)
+    writable_folder(out)
+    module: Any = opened.module
+    size, dim = module.quantize.codebook_size, module.quantize.dim
+    about = {"model": opened.name, "step": str(opened.file.header.step)}
+    files = [*_draw_usage(opened, usage, out, about, style), _draw_map(opened, usage, out, about, style)]
+    files += _draw_codes(opened, usage, out, about, every=every)
+    return Result(opened, usage, size, dim, files)
+
+
+def _counted(model: Autoencoder, data: str, num: int | None, batch_size: int | None) -> Usage:
+    """How often each code is used in images, made square at the size of the training."""
+    import torch
+
+    from uldm_cli.core.data import sequential
+    from uldm_cli.core.training import to_float
+
+    images = _open(model, data)
+    if num is not None and num < len(images):
+        images = Spread(images, num)
+    module: Any = model.module
+    counts = torch.zeros(module.quantize.codebook_size, dtype=torch.int64)
+    skipped, read = list(images.skipped), 0
+    at_once = batch_size or max(1, BATCH_SIZE * 256 * 256 // max(model.image_size, 256) ** 2)
+    with console.progress(len(images), "counting codes", "images") as progress, torch.no_grad():
+        for batch in sequential(images, batch_size=at_once):
+            indices = module.encode_with_indices(to_float(batch.image.to(model.device)))[2]
+            counts += torch.bincount(indices.flatten().cpu(), minlength=len(counts))
+            skipped += batch.skipped
+            read += len(batch)
+            progress.advance(len(batch))
+    for name, reason in skipped:
+        console.warn(f"skipped {name}: {reason}")
+    return _usage(counts, f"{read:,} {'image' if read == 1 else 'images'} of {ending_of(data, 40)}", read, skipped)
+
+
+def _of_training(model: Autoencoder) -> Usage | None:
+    """What training kept; None where it keeps nothing."""
+    from uldm_cli.core.quantizers import EMAQuantizer
+
+    module: Any = model.module
+    quantizer = module.quantize
+    if not isinstance(quantizer, EMAQuantizer):
+        console.note("how often codes are used is not known: count it over images with --data")
+        return None
+    counts = quantizer.cluster_size.float().cpu().clone()
+    counts[counts < max(1e-5, quantizer.revive_below * float(counts.mean()))] = 0  # what training revives is dead
+    return _usage(counts, "the end of its training, a moving average", 0, [])
+
+
+def _usage(counts: torch.Tensor, of: str, images: int, skipped: list[tuple[str, str]]) -> Usage:
+    from uldm_cli.core.quantizers import perplexity
+
+    return Usage(counts.double().numpy(), of, float(perplexity(counts)), images, skipped)
+
+
+def _open(model: Autoencoder, data: str) -> ImageSet:
+    """The images that `--data` names, as large as those of the model's training."""
+    from pydantic import ValidationError
+
+    from uldm_cli.core.data import open_images
+
+    size, channels = model.image_size, model.spec.in_channels
+    if data in registry.kinds("datasets") and data != "images" and not Path(data).exists():
+        try:
+            spec = registry.load("datasets", data).model_validate({"kind": data, "size": size, "channels": channels})
+        except ValidationError as error:
+            text = error.errors()[0]["msg"]
+            raise ConfigError(f"--data {data} cannot be had for {model.name}: {text}", "Give a folder") from error
+        images: ImageSet = spec.build()
+        return images
+    return open_images(data, size=size, channels=channels)
+
+
+def _draw_usage(model: Autoencoder, usage: Usage | None, out: Path, about: dict[str, str], style: Style) -> list[Path]:
+    if usage is None:
+        return []
+    size, dead = len(usage.counts), len(usage.dead)
+    title = (
+        f"{ending_of(model.name, 40)}: {size - dead:,} of {size:,} codes used, {dead:,} dead; perplexity {usage.perplexity:.1f}\n"
+        f"over {usage.of}"
+    )
+    plot = draw_usage(usage.counts, title, "uses" if usage.images else "uses a step", dead=True, style=style)
+    path = out / "codebook_usage.png"
+    save_figure(plot, path, {"title": "Use of the codes", **about, "counted over": usage.of}, style)
+    return [path]
+
+
+def _draw_map(model: Autoencoder, usage: Usage | None, out: Path, about: dict[str, str], style: Style) -> Path:
+    from uldm_cli.core.codes import principal
+
+    module: Any = model.module
+    codes = module.quantize.codes.detach().cpu().numpy()
+    points, shares = principal(codes)
+    title = f"The {len(codes):,} codes of {ending_of(model.name, 40)}" + (f"\nuse over {usage.of}" if usage else "")
+    plot = draw_map(points, shares, usage.counts if usage else None, title, style)
+    path = out / "codebook_map.png"
+    save_figure(plot, path, {"title": "Map of the codes", **about}, style)
+    return path
+
+
+def _draw_codes(
+    model: Autoencoder, usage: Usage | None, out: Path, about: dict[str, str], *, every: bool
+) -> list[Path]:
+    """The pages of what codes draw alone, the most used first; by number where use is not known."""
+    import numpy as np
+    import torch
+
+    from uldm_cli.core.codes import code_pictures
+    from uldm_cli.core.images import to_uint8
+
+    module: Any = model.module
+    count = module.quantize.codebook_size
+    order = np.argsort(-usage.counts, kind="stable") if usage else np.arange(count)
+    shown = order if every else order[:PAGE]
+    side = max(2, PICTURE // model.spec.factor)
+    pictures: list[Any] = []
+    with console.progress(len(shown), "decoding codes", "codes") as progress:
+        for start in range(0, len(shown), AT_ONCE):
+            chosen = torch.from_numpy(shown[start : start + AT_ONCE]).to(model.device)
+            pictures += [rgb(picture) for picture in to_uint8(code_pictures(module, chosen, side))]
+            progress.advance(len(chosen))
+    pages = range(0, len(shown), PAGE)
+    files = []
+    for number, start in enumerate(pages, start=1):
+        name = "codebook_codes.png" if len(pages) == 1 else f"codebook_codes_{number:0{len(str(len(pages)))}}.png"
+        page = slice(start, start + PAGE)
+        labels = [str(code) for code in shown[page]]
+        write_png(out / name, draw_tiles(pictures[page], labels), {**about, "latents": f"{side}x{side} of one code"})
+        files.append(out / name)
+    return files
