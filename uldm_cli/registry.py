@@ -70,6 +70,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "vqvae-train": "uldm_cli.specs.training:AutoencoderTraining",
         "ldm-train": "uldm_cli.specs.training:DiffusionTraining",
         "ldm-sample": "uldm_cli.specs.sampling:Sampling",
+        "ldm-explain": "uldm_cli.specs.explaining:Explaining",
     },
 }
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from uldm_cli.cli import explain
 from uldm_cli.cli.options import (
     Arguments,
     BatchSize,
@@ -137,6 +138,7 @@ def _run(
 
 _add("sample", "Sample images, and draw what they look like on the way.", SAMPLE_EXAMPLES)
 _add("grid", "Sample images, and draw them as one picture: a column a step, a row a sample.", GRID_EXAMPLES)
+explain.add_to(app)
 
 
 @app.command(cls=Command, help="Train a latent diffusion model on a trained autoencoder.", epilog=TRAIN_EXAMPLES)

@@ -90,16 +90,10 @@ def _write(plan: Plan, rows: Rows, size: tuple[int, int]) -> None:
         if kind == SCALES:
             save_scales(path, scales)
             continue
-        pictures, about = rows[kind], {**_drawn_from(plan), **recipes.of_all(kind=kind)}
+        pictures, about = rows[kind], {**plan.drawn_from_all, **recipes.of_all(kind=kind)}
         if kind.endswith("-diff"):
             scale = scales[path.name] = max(largest(cell) for row in pictures for cell in row)
             pictures = [[draw_difference(kind, cell, size, scale) for cell in row] for row in pictures]
             about["scale"] = f"{scale:.9g}"
         labels = [column_label(steps) for steps in columns(kind, plan.logged)]
         write_png(path, draw_grid(pictures, labels), about)
-
-
-def _drawn_from(plan: Plan) -> dict[str, str]:
-    if plan.spec.rng == "compvis":
-        return {"rng": "compvis", "seed": str(plan.spec.seed)}
-    return {"seeds": ",".join(map(str, plan.spec.sample_seeds))}

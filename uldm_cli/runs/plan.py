@@ -116,6 +116,13 @@ class Plan:
             return {"rng": "compvis", "seed": str(self.spec.seed), "sample": str(index)}
         return {"seed": str(self.spec.sample_seeds[index])}
 
+    @property
+    def drawn_from_all(self) -> dict[str, str]:
+        """What a picture of all samples says of their random numbers."""
+        if self.spec.rng == "compvis":
+            return {"rng": "compvis", "seed": str(self.spec.seed)}
+        return {"seeds": ",".join(map(str, self.spec.sample_seeds))}
+
     def _number(self, index: int) -> str:
         return f"{index:0{max(5, len(str(self.spec.num - 1)))}d}"
 
@@ -125,9 +132,7 @@ def logged_steps(steps: int, step_size: int) -> tuple[int, ...]:
     return (*range(step_size, steps, step_size), steps) if step_size else (steps,)
 
 
-def read_config(
-    kind: type[W], path: Path | None, overrides: Sequence[str], flags: Mapping[str, object]
-) -> W:
+def read_config(kind: type[W], path: Path | None, overrides: Sequence[str], flags: Mapping[str, object]) -> W:
     """The config of a command line, over what the model's own header says of how to sample from it.
 
     The YAML of a published checkpoint may stand in the place of the config.

@@ -1,0 +1,240 @@
+"""`uldm ldm explain`: where a model looks while it samples."""
+
+from typing import Annotated
+
+import typer
+
+from uldm_cli.cli.options import (
+    Arguments,
+    BatchSize,
+    Command,
+    Deterministic,
+    Device,
+    DryRun,
+    Eta,
+    Json,
+    Model,
+    Num,
+    Outdir,
+    Precision,
+    Quiet,
+    Resume,
+    Sampler,
+    Seed,
+    StepSize,
+    TotalSteps,
+    Weights,
+)
+from uldm_cli.cli.sampling import (
+    Compile,
+    Height,
+    Rng,
+    Seeds,
+    Show,
+    Spacing,
+    Width,
+    sampling_flags,
+    show_plan,
+    show_result,
+)
+
+_SALIENCY, _ATTENTION, _DRAWING = "Saliency", "Attention", "Drawing"
+
+Save = Annotated[
+    str | None,
+    typer.Option(
+        "--save",
+        metavar="LIST",
+        help="Of image,saliency,attention (default: all three).",
+        rich_help_panel="Output",
+    ),
+]
+Separate = Annotated[
+    bool, typer.Option("--separate", metavar="", help="Also a file a step and sample.", rich_help_panel="Output")
+]
+SaveArrays = Annotated[
+    bool,
+    typer.Option(
+        "--save-arrays", metavar="", help="Also the maps as numbers, in .safetensors.", rich_help_panel="Output"
+    ),
+]
+SaliencyTarget = Annotated[
+    str | None,
+    typer.Option(
+        "--saliency-target",
+        metavar="x0|eps|box",
+        help="What it is for: the predicted image, noise, or a part of the image (default: x0).",
+        rich_help_panel=_SALIENCY,
+    ),
+]
+SaliencyBox = Annotated[
+    str | None,
+    typer.Option(
+        "--saliency-box",
+        metavar="X,Y,W,H",
+        help="That part: left, top, width, height in pixels.",
+        rich_help_panel=_SALIENCY,
+    ),
+]
+SaliencyMethod = Annotated[
+    str | None,
+    typer.Option(
+        "--saliency-method",
+        metavar="NAME",
+        help="gradient, smoothgrad or integrated (default: gradient).",
+        rich_help_panel=_SALIENCY,
+    ),
+]
+AttentionQuery = Annotated[
+    str | None,
+    typer.Option(
+        "--attention-query",
+        metavar="X,Y",
+        help="Where this pixel looks (default: what each receives from all).",
+        rich_help_panel=_ATTENTION,
+    ),
+]
+AttentionResolution = Annotated[
+    str | None,
+    typer.Option(
+        "--attention-resolution",
+        metavar="N",
+        help="Only layers whose maps are N positions high (default: all).",
+        rich_help_panel=_ATTENTION,
+    ),
+]
+AttentionLayer = Annotated[
+    str | None,
+    typer.Option("--attention-layer", metavar="NAME", help="Only this layer.", rich_help_panel=_ATTENTION),
+]
+AttentionHead = Annotated[
+    int | None,
+    typer.Option("--attention-head", metavar="N", help="Only this head, from 0.", rich_help_panel=_ATTENTION),
+]
+AttentionRollout = Annotated[
+    bool,
+    typer.Option(
+        "--attention-rollout",
+        metavar="",
+        help="Follow it through the layers, instead of their mean.",
+        rich_help_panel=_ATTENTION,
+    ),
+]
+OverlayMode = Annotated[
+    str | None,
+    typer.Option(
+        "--overlay",
+        metavar="blend|color|none",
+        help="Colours over the image, colours alone, or grey alone (default: blend).",
+        rich_help_panel=_DRAWING,
+    ),
+]
+Alpha = Annotated[
+    float | None,
+    typer.Option("--alpha", metavar="X", help="How much of the map is in the blend, 0 to 1.", rich_help_panel=_DRAWING),
+]
+Colormap = Annotated[
+    str | None,
+    typer.Option(
+        "--colormap",
+        metavar="NAME",
+        help="inferno, magma, plasma, viridis, cividis or gray (default: inferno).",
+        rich_help_panel=_DRAWING,
+    ),
+]
+ScalePer = Annotated[
+    str | None,
+    typer.Option(
+        "--scale-per",
+        metavar="row|step",
+        help="One scale for all steps of a sample, or one a step (default: row).",
+        rich_help_panel=_DRAWING,
+    ),
+]
+
+EXAMPLES = """
+Examples:
+  uldm ldm explain                                        image, saliency and attention, a column a step
+  uldm ldm explain --show x0 --scale-per step             over the predicted image, each step in its own scale
+  uldm ldm explain --save saliency --saliency-box 16,16,24,24 --saliency-method smoothgrad
+  uldm ldm explain --save attention --attention-query 32,20 --attention-resolution 16
+"""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add `explain` to the group."""
+    about = "Sample images, and draw where the model looks at chosen steps: saliency and attention."
+    app.command(cls=Command, help=about, epilog=EXAMPLES)(explain)
+
+
+def explain(
+    arguments: Arguments = None,
+    model: Model = None,
+    weights: Weights = None,
+    sampler: Sampler = None,
+    total_steps: TotalSteps = None,
+    step_size: StepSize = None,
+    eta: Eta = None,
+    spacing: Spacing = None,
+    height: Height = None,
+    width: Width = None,
+    num: Num = None,
+    seed: Seed = None,
+    seeds: Seeds = None,
+    rng: Rng = None,
+    deterministic: Deterministic = False,
+    saliency_target: SaliencyTarget = None,
+    saliency_box: SaliencyBox = None,
+    saliency_method: SaliencyMethod = None,
+    attention_query: AttentionQuery = None,
+    attention_resolution: AttentionResolution = None,
+    attention_layer: AttentionLayer = None,
+    attention_head: AttentionHead = None,
+    attention_rollout: AttentionRollout = False,
+    overlay: OverlayMode = None,
+    alpha: Alpha = None,
+    colormap: Colormap = None,
+    scale_per: ScalePer = None,
+    show: Show = None,
+    save: Save = None,
+    separate: Separate = False,
+    save_arrays: SaveArrays = False,
+    outdir: Outdir = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    precision: Precision = None,
+    compile: Compile = False,
+) -> None:
+    arguments, flags = sampling_flags(locals())
+    from uldm_cli.runs.explain import explain as run
+    from uldm_cli.runs.explain_plan import plan_explain
+    from uldm_cli.runs.plan import read_config
+    from uldm_cli.specs.explaining import Explaining
+    from uldm_cli.specs.load import Flag, split_arguments
+
+    flags |= {
+        "saliency.target": Flag("--saliency-target", saliency_target),
+        "saliency.box": Flag("--saliency-box", saliency_box),
+        "saliency.method": Flag("--saliency-method", saliency_method),
+        "attention.query": Flag("--attention-query", attention_query),
+        "attention.resolution": Flag("--attention-resolution", attention_resolution),
+        "attention.layer": Flag("--attention-layer", attention_layer),
+        "attention.head": Flag("--attention-head", attention_head),
+        "attention.rollout": Flag("--attention-rollout", attention_rollout or None),
+        "overlay.mode": Flag("--overlay", overlay),
+        "overlay.alpha": alpha,
+        "overlay.colormap": colormap,
+        "overlay.scale_per": scale_per,
+        "separate": separate or None,
+        "save_arrays": save_arrays or None,
+    }
+    config, overrides = split_arguments(arguments)
+    plan = plan_explain(read_config(Explaining, config, overrides, flags), outdir, config)
+    if dry_run:
+        show_plan("explain", plan, list(plan.explain_files()))
+    else:
+        show_result("explain", run(plan, resume=resume))

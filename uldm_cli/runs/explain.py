@@ -1,0 +1,248 @@
+"""`uldm ldm explain`: where a model looks at the logged steps of its samples, as pictures and as numbers."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from uldm_cli import console
+from uldm_cli.runs.draw.explain import Bars, draw_sheet, enlarged, layout
+from uldm_cli.runs.draw.overlay import overlaid, resized
+from uldm_cli.runs.explain_plan import ExplainPlan, plan_explain
+from uldm_cli.runs.files import writable_folder, write_png
+from uldm_cli.runs.outdir import write_record
+from uldm_cli.runs.sample import Result, made_since, resumable_since
+from uldm_cli.runs.trajectory import Trajectories
+from uldm_cli.runs.writer import Writer, drop_grey_channel
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from uldm_cli.console import Progress
+    from uldm_cli.core.latent import LatentDiffusion
+    from uldm_cli.core.samplers import Step
+    from uldm_cli.runs.draw.overlay import Scale
+    from uldm_cli.specs.explaining import Explaining
+
+    Picture = NDArray[np.uint8]
+    Map = NDArray[np.float32]
+
+
+@dataclass
+class Seen:
+    """What was seen in a run, of each sample in the order of the steps."""
+
+    images: dict[int, list[Picture]]
+    maps: dict[str, dict[int, list[Map]]]
+
+    @classmethod
+    def nothing(cls) -> Seen:
+        """To begin with."""
+        return cls(defaultdict(list), defaultdict(lambda: defaultdict(list)))
+
+
+def run_explain(
+    spec: Explaining, outdir: Path | None = None, *, config: Path | None = None, resume: bool = False
+) -> Result:
+    """Looks as `spec` says, into `outdir` or the default folder (which `config`, the YAML file, names)."""
+    return explain(plan_explain(spec, outdir, config), resume=resume)
+
+
+def explain(plan: ExplainPlan, *, resume: bool = False) -> Result:
+    """Computes and writes what is planned; with `resume`, nothing when every file is there already."""
+    files = list(plan.explain_files())
+    begun = resumable_since(plan) if resume else None
+    if begun is not None and made_since(begun, *(path for _, path in files)):
+        return Result(plan, files, 0, None, 0.0)
+    trajectories = Trajectories(plan)
+    write_record(plan.folder, plan.record, plan.spec)
+    start = time.perf_counter()
+    seen = _compute(plan, trajectories)
+    _write(plan, seen)
+    return Result(plan, files, plan.spec.num, str(trajectories.device), time.perf_counter() - start)
+
+
+def _compute(plan: ExplainPlan, trajectories: Trajectories) -> Seen:
+    eye, seen = Eye(plan, trajectories.model), Seen.nothing()
+    total = plan.spec.num * (plan.steps + len(plan.logged) * plan.looks)
+    with console.progress(total, "sampling and looking", "calls") as progress, trajectories.repeatable():
+        for batch in plan.batches:
+            for frame in trajectories.frames(batch, progress):
+                for index, image in zip(batch, frame.image, strict=True):
+                    seen.images[index].append(drop_grey_channel(image))
+                for kind in plan.spec.maps:
+                    maps = eye.saliency(frame.step, batch, progress) if kind == "saliency" else None
+                    maps = eye.attention(frame.step, progress) if maps is None else maps
+                    for index, found in zip(batch, maps, strict=True):
+                        seen.maps[kind][index].append(found)
+    return seen
+
+
+class Eye:
+    """Looks at steps, with the network in float32. The steps, and the network that makes them, stay as they are."""
+
+    def __init__(self, plan: ExplainPlan, model: LatentDiffusion) -> None:
+        self._plan, self._model = plan, _in_float32(model, plan.spec.compile)
+
+    def saliency(self, step: Step, batch: range, progress: Progress) -> Map:
+        """Of the samples with these indices: `[N, h, w]`."""
+        import numpy as np
+
+        from uldm_cli.core.saliency import saliency
+
+        asked = self._plan.spec.saliency
+        found = []
+        for index, x in zip(batch, step.x_in, strict=True):
+            values = saliency(
+                self._model.denoiser,
+                x[None],
+                step.t,
+                self._scalar,
+                method=asked.method,
+                samples=asked.samples,
+                sigma=asked.sigma,
+                seed=self._seed(index),
+            )
+            found.append(values[0].cpu().numpy())
+            progress.advance(1 if asked.method == "gradient" else asked.samples)
+        return np.stack(found)
+
+    def attention(self, step: Step, progress: Progress) -> Map:
+        """Of all samples of a batch: `[N, h, w]`, as multiples of what each position had if all were alike."""
+        import torch
+
+        from uldm_cli.core.attention_maps import layer_maps, mean_map
+
+        def call() -> None:
+            self._model.denoiser(step.x_in, step.t)
+
+        with torch.no_grad():
+            shares = mean_map(layer_maps(self._model.denoiser.backbone, call, self._plan.latent_size, self._plan.view))
+        progress.advance(len(step.x_in))
+        found: Map = (shares * shares.shape[1:].numel()).cpu().numpy()
+        return found
+
+    @cached_property
+    def _scalar(self) -> Any:
+        from uldm_cli.core.saliency import box_mean, decoder, eps_energy, x0_energy
+
+        asked = self._plan.spec.saliency
+        if asked.box is not None:
+            return box_mean(decoder(self._model), asked.box, self._plan.image_size)
+        return x0_energy if asked.target == "x0" else eps_energy
+
+    def _seed(self, index: int) -> int:
+        spec = self._plan.spec
+        return spec.seed + index if spec.rng == "compvis" else spec.sample_seeds[index]
+
+
+def _in_float32(model: LatentDiffusion, compiled: bool) -> LatentDiffusion:
+    """The model as it is, or a copy that is neither rounded nor compiled: compiled code does not show its attention."""
+    import torch
+
+    if next(model.denoiser.backbone.parameters()).dtype != torch.float32:
+        return copy.deepcopy(model).float()
+    if not compiled:
+        return model
+    # Copies of a module share its weights, and leave behind what it was compiled to.
+    twin = copy.copy(model)
+    twin._modules = {**model._modules, "denoiser": copy.copy(model.denoiser)}
+    twin.denoiser._modules = {**model.denoiser._modules, "backbone": copy.copy(model.denoiser.backbone)}
+    return twin
+
+
+def _write(plan: ExplainPlan, seen: Seen) -> None:
+    with Writer() as writer:
+        for kind in plan.spec.save:
+            pictures = Pictures(plan, seen.images, seen.maps[kind] if kind in plan.spec.maps else {})
+            about = _about(plan, kind)
+            writer.submit(write_png, plan.sheet_path(kind), pictures.sheet(plan.title(kind)), about)
+            for index in range(plan.spec.num if plan.spec.separate else 0):
+                writable_folder(plan.sample_folder(index))
+                for column, step in enumerate(plan.logged):
+                    path = plan.picture_path(kind, index, (step,))
+                    own = {**about, **plan.drawn_from(index), "step": str(step), **pictures.scale_text(index, column)}
+                    writer.submit(write_png, path, pictures.alone(index, column), own)
+        if plan.spec.save_arrays:
+            for kind in plan.spec.maps:
+                _write_arrays(plan, kind, seen.maps[kind])
+
+
+class Pictures:
+    """The pictures of a kind: images, or maps laid over them."""
+
+    def __init__(
+        self, plan: ExplainPlan, images: Mapping[int, Sequence[Picture]], maps: Mapping[int, Sequence[Map]]
+    ) -> None:
+        self._plan, self._images, self._maps = plan, images, maps
+        self._layout = layout(plan.image_size, len(plan.logged))
+        self._scales = _scales(maps, per_step=plan.spec.overlay.scale_per == "step")
+
+    def alone(self, index: int, column: int) -> Picture:
+        """One, as large as the image."""
+        return self._drawn(index, column, 1)
+
+    def sheet(self, title: Sequence[str]) -> Picture:
+        """All in one."""
+        rows = [
+            [self._drawn(index, column, self._layout.factor) for column in range(len(self._plan.logged))]
+            for index in range(self._plan.spec.num)
+        ]
+        overlay = self._plan.spec.overlay
+        colormap = "gray" if overlay.mode == "none" else overlay.colormap
+        bars = Bars(overlay.scale_per, self._scales, colormap) if self._scales else None
+        return draw_sheet(self._layout, rows, self._plan.logged, title, bars)
+
+    def scale_text(self, index: int, column: int) -> dict[str, str]:
+        """What the colours of a picture mean, if it has any."""
+        return {"scale": "{:.9g} to {:.9g}".format(*self._scale(index, column))} if self._scales else {}
+
+    def _drawn(self, index: int, column: int, factor: int) -> Picture:
+        image = enlarged(self._images[index][column], factor)
+        if not self._maps:
+            return image
+        overlay = self._plan.spec.overlay
+        values = resized(self._maps[index][column], image.shape[:2])
+        scale = self._scale(index, column)
+        return overlaid(image, values, scale, mode=overlay.mode, alpha=overlay.alpha, colormap=overlay.colormap)
+
+    def _scale(self, index: int, column: int) -> Scale:
+        return self._scales[column if self._plan.spec.overlay.scale_per == "step" else index]
+
+
+def _scales(maps: Mapping[int, Sequence[Map]], *, per_step: bool) -> list[Scale]:
+    """The smallest and largest value of each sample, or of each step."""
+    import numpy as np
+
+    if not maps:
+        return []
+    values = np.stack([np.stack(maps[index]) for index in range(len(maps))])  # samples, steps, h, w
+    over = (0, 2, 3) if per_step else (1, 2, 3)
+    return [(float(low), float(high)) for low, high in zip(values.min(over), values.max(over), strict=True)]
+
+
+def _about(plan: ExplainPlan, kind: str) -> dict[str, str]:
+    """What a picture or an array says of how it was made."""
+    return {**plan.sampled_with, **plan.drawn_from_all, "title": ", ".join(plan.title(kind))}
+
+
+def _write_arrays(plan: ExplainPlan, kind: str, maps: Mapping[int, Sequence[Map]]) -> None:
+    """Every map of a kind, by the names STEP/SAMPLE."""
+    import torch
+
+    from uldm_cli.formats.tensors import write_safetensors
+
+    tensors = {
+        f"{step}/{index}": torch.from_numpy(values)
+        for index, steps in maps.items()
+        for step, values in zip(plan.logged, steps, strict=True)
+    }
+    write_safetensors(plan.arrays_path(kind), tensors, {**_about(plan, kind), "names": "step/sample"})
