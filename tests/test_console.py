@@ -191,3 +191,48 @@ def test_no_color_is_honoured() -> None:
     assert "warning: careful" in shown
     colours = [f"\x1b[{code}" for code in ("31", "32", "33", "36", "38;5", "38;2")]
     assert not any(colour in shown for colour in colours)
+
+
+SHOW = """
+from pathlib import Path
+from uldm_cli import console
+console.configure(json={json}, quiet={quiet})
+console.picture(Path({path!r}))
+"""
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (4, 2), (10, 20, 30)).save(path)
+    return path
+
+
+def test_a_picture_shows_in_a_terminal_as_that_can(picture: Path) -> None:
+    code = SHOW.format(json=False, quiet=False, path=str(picture))
+    assert on_terminal(code, PYTHONIOENCODING="utf-8") == "\x1b[38;2;10;20;30m\x1b[48;2;10;20;30m▀▀▀▀\x1b[0m\r\n"
+    assert on_terminal(code, TERM="xterm-kitty").startswith("\x1b_Ga=T,f=100,c=1,")
+    assert on_terminal(code, TERM="dumb") == ""
+    assert "shows no pictures" in on_terminal(code, PYTHONIOENCODING="ascii")
+
+
+def test_a_picture_is_not_for_pipes_json_or_quiet(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console.picture(picture)
+    assert capsys.readouterr() == ("", "")
+    for mode in ({"json": True, "quiet": False}, {"json": False, "quiet": True}):
+        assert on_terminal(SHOW.format(**mode, path=str(picture)), TERM="xterm-kitty") == ""
+
+
+def test_of_a_film_the_last_frame_shows_and_of_a_vector_graphic_a_note(tmp_path: Path) -> None:
+    from PIL import Image
+
+    film, graphic = tmp_path / "film.png", tmp_path / "plot.svg"
+    frames = [Image.new("RGB", (1, 2), (n, n, n)) for n in (0, 99, 200)]
+    frames[0].save(film, save_all=True, append_images=frames[1:])
+    graphic.write_text("<svg/>")
+    code = SHOW.format(json=False, quiet=False, path=str(film))
+    assert on_terminal(code, PYTHONIOENCODING="utf-8").startswith("\x1b[38;2;200;200;200m")
+    code = SHOW.format(json=False, quiet=False, path=str(graphic))
+    assert on_terminal(code).endswith("plot.svg is of a kind that no terminal shows\r\n")

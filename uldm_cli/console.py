@@ -12,9 +12,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
     from rich.console import Console, RenderableType
     from rich.live import Live
     from rich.progress import Progress as RichProgress
@@ -116,6 +121,33 @@ def text(s: str) -> None:
         print(s, end="" if s.endswith("\n") else "\n")
 
 
+def picture(source: "Path | NDArray[np.uint8]") -> None:
+    """A picture on stdout, where that is a terminal; nothing with JSON and when quiet.
+
+    `source` is a file that Pillow reads, of a film the last frame, or an array `[H, W]` or `[H, W, 3]`.
+    """
+    if _state.json or not _interactive(sys.stdout) or not _talkative():
+        return
+    from shutil import get_terminal_size
+
+    from PIL import Image, UnidentifiedImageError
+
+    from uldm_cli import terminal
+
+    how = terminal.protocol(os.environ)
+    if how == "blocks" and (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
+        note("this terminal shows no pictures")
+        return
+    try:
+        opened = Image.open(source) if isinstance(source, PathLike) else Image.fromarray(source)
+    except UnidentifiedImageError:  # such as an SVG
+        note(f"{source} is of a kind that no terminal shows")
+        return
+    with opened as image:
+        image.seek(getattr(image, "n_frames", 1) - 1)
+        print(terminal.draw(image, how, get_terminal_size().columns), end="", flush=True)
+
+
 @contextmanager
 def progress(total: int, description: str, unit: str) -> Iterator[Progress]:
     """Count up to `total` units: a bar with rate and time left, or a log line every few seconds and at the end."""
@@ -157,8 +189,9 @@ def _talkative() -> bool:
     return not _state.quiet and _rank() == 0
 
 
-def _interactive() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+def _interactive(stream: TextIO | None = None) -> bool:
+    """Whether a stream, by default stderr, is a terminal that can do more than print."""
+    return (stream or sys.stderr).isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager
