@@ -2,4 +2,8 @@
 
 import typer
 
+from uldm_cli.cli import lpips, trajectory
+
 app = typer.Typer(add_completion=False)
+trajectory.add_to(app)
+lpips.add_to(app)
