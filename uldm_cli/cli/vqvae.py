@@ -2,7 +2,7 @@
 
 import typer
 
-from uldm_cli.cli import vqvae_look
+from uldm_cli.cli import diagram, vqvae_look
 from uldm_cli.cli.options import (
     Arguments,
     BatchSize,
@@ -58,3 +58,4 @@ def train(
 
 
 vqvae_look.add_to(app)
+diagram.add_to(app)

@@ -146,5 +146,6 @@ def _settings(style: Style) -> dict[Any, Any]:
         "image.cmap": "viridis",
         "image.interpolation": "nearest",
         "pdf.fonttype": 42,  # text stays text; publishers refuse the older kind
+        "svg.fonttype": "none",
         "svg.hashsalt": "uldm",
     }
