@@ -1,11 +1,13 @@
 """Sampling speed against diffusers: the same architecture, batch and steps, in turns in one process, as ratios.
 
 usage: python benchmarks/sampling.py [--model embedded|ffhq] [--batch N]... [--steps N] [--rounds N] [--compile]
+                                      [--decode]
 
 `embedded` is fruits64's U-Net (9.2 M parameters, 4x16x16 latents) with its weights; `ffhq` is the architecture of the
-published FFHQ model (274 M, 3x64x64) with random ones. diffusers runs `UNet2DModel` with `DDIMScheduler` in float32,
-as its pipelines do. A round is a few DDIM steps of each in turn; the ratio is of the median times. For the embedded
-model the images of bfloat16 are compared with those of float32 (PSNR, 50 steps).
+published FFHQ model (274 M, 3x64x64) with random ones; `--decode` adds its first stage, so that it goes from noise to
+an image of 256x256. diffusers runs `UNet2DModel` with `DDIMScheduler`, and `VQModel`, in float32, as its pipelines do.
+A round is a few DDIM steps of each in turn; the ratio is of the median times. For the embedded model the images of
+bfloat16 are compared with those of float32 (PSNR, 50 steps).
 """
 
 import argparse
@@ -16,45 +18,37 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, UNet2DModel, VQModel
+from loading import CONFIG
 from torch import Tensor, nn
 
 from uldm_cli import console
-from uldm_cli.core.denoiser import Denoiser
 from uldm_cli.core.latent import LatentDiffusion
 from uldm_cli.core.noise import PerSampleNoise
 from uldm_cli.runs.models import load_latent_diffusion, resolve
-from uldm_cli.specs.backbones import UNet
+from uldm_cli.specs.models import LatentDiffusionModel, read_model
 from uldm_cli.specs.samplers import DDIM
-from uldm_cli.specs.schedules import ScaledLinear
 
-FFHQ = UNet(
-    model_channels=224,
-    channel_mult=(1, 2, 3, 4),
-    num_res_blocks=2,
-    attention_resolutions=(8, 4, 2),
-    num_head_channels=32,
-)
+FFHQ = read_model(LatentDiffusionModel, CONFIG, "the benchmark")
 SHAPES = {"embedded": (4, 16, 16), "ffhq": (3, 64, 64)}
 
 
-def uldm_denoiser(model: str, precision: str, compile: bool) -> Denoiser:
-    """The denoiser as `uldm ldm sample` has it."""
+def uldm_model(model: str, precision: str, compile: bool) -> LatentDiffusion:
+    """The model as `uldm ldm sample` has it."""
     if model == "embedded":
-        denoiser = load_latent_diffusion(resolve(None), precision=precision).denoiser
+        whole = load_latent_diffusion(resolve(None), precision=precision)
     else:
-        channels = SHAPES[model][0]
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        backbone = FFHQ.build(channels, channels).eval().to(dtype).to(memory_format=torch.channels_last)
-        denoiser = Denoiser(backbone, ScaledLinear().build(), "eps")
+        whole = FFHQ.build().eval().requires_grad_(False)
+        for network in (whole.denoiser.backbone, whole.autoencoder):
+            network.to(torch.bfloat16 if precision == "bf16" else torch.float32)
     if compile:
-        denoiser.backbone.compile()
-    return denoiser
+        whole.denoiser.backbone.compile()
+    return whole
 
 
 def peer_network(model: str) -> nn.Module:
     """diffusers' network of the same architecture, in float32."""
-    spec = resolve(None).header.config["backbone"] if model == "embedded" else FFHQ.model_dump()
+    spec = (resolve(None).header.config if model == "embedded" else FFHQ.model_dump())["backbone"]
     attends = [2**level in spec["attention_resolutions"] for level in range(len(spec["channel_mult"]))]
     network: nn.Module = UNet2DModel(  # type: ignore[no-untyped-call, assignment]  # diffusers has no types
         sample_size=SHAPES[model][1],
@@ -69,14 +63,24 @@ def peer_network(model: str) -> nn.Module:
     return network.eval()
 
 
-def uldm_run(denoiser: Denoiser, x: Tensor, steps: int) -> None:
+def peer_first_stage() -> Any:
+    """diffusers' first stage of the FFHQ model."""
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3}
+    first_stage = VQModel(  # type: ignore[no-untyped-call]
+        block_out_channels=[128, 256, 512], layers_per_block=2, num_vq_embeddings=8192, vq_embed_dim=3, **blocks
+    )
+    return first_stage.eval()  # type: ignore[attr-defined]
+
+
+def uldm_run(model: LatentDiffusion, x: Tensor, steps: int, decode: bool) -> None:
     noise = PerSampleNoise(range(len(x)), x.shape[1:])
-    for _ in DDIM(steps=steps, eta=1.0).build()(denoiser, x, denoiser.schedule, noise):
-        pass
+    *_, last = DDIM(steps=steps, eta=1.0).build()(model.denoiser, x, model.schedule, noise)
+    if decode:
+        model.decode(last.x)
 
 
 @torch.no_grad()
-def peer_run(network: nn.Module, x: Tensor, steps: int) -> None:
+def peer_run(network: nn.Module, first_stage: Any, x: Tensor, steps: int) -> None:
     scheduler: Any = DDIMScheduler(  # type: ignore[no-untyped-call]
         beta_start=0.0015,
         beta_end=0.0195,
@@ -89,6 +93,8 @@ def peer_run(network: nn.Module, x: Tensor, steps: int) -> None:
     generators = [torch.Generator().manual_seed(i) for i in range(len(x))]
     for t in scheduler.timesteps:
         x = scheduler.step(network(x, t).sample, t, x, eta=1.0, generator=generators).prev_sample
+    if first_stage is not None:
+        first_stage.decode(x)
 
 
 def medians(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
@@ -124,15 +130,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="compile uldm's network; diffusers' stays as it is")
+    parser.add_argument("--decode", action="store_true", help="decode the result, too (only with --model ffhq)")
     args = parser.parse_args()
-    peer = peer_network(args.model)
-    ours = {precision: uldm_denoiser(args.model, precision, args.compile) for precision in ("fp32", "bf16")}
-    assert sum(p.numel() for p in peer.parameters()) == sum(p.numel() for p in ours["fp32"].backbone.parameters())
+    if args.decode and args.model != "ffhq":
+        parser.error("diffusers has no autoencoder like that of the embedded model: --decode needs --model ffhq")
+    peer, first_stage = peer_network(args.model), peer_first_stage() if args.decode else None
+    ours = {precision: uldm_model(args.model, precision, args.compile) for precision in ("fp32", "bf16")}
+    backbone = ours["fp32"].denoiser.backbone
+    assert sum(p.numel() for p in peer.parameters()) == sum(p.numel() for p in backbone.parameters())
     rows, data = [], []
     for batch in args.batch:
         x = torch.randn(batch, *SHAPES[args.model], generator=torch.Generator().manual_seed(0))
-        runs: dict[str, Callable[[], None]] = {"diffusers": partial(peer_run, peer, x, args.steps)}
-        runs |= {name: partial(uldm_run, denoiser, x, args.steps) for name, denoiser in ours.items()}
+        runs: dict[str, Callable[[], None]] = {"diffusers": partial(peer_run, peer, first_stage, x, args.steps)}
+        runs |= {name: partial(uldm_run, model, x, args.steps, args.decode) for name, model in ours.items()}
         times = medians(runs, args.rounds)
         row = {"batch": batch} | {f"{name}_s_per_step": t / args.steps for name, t in times.items()}
         row |= {f"{name}_ratio": times["diffusers"] / times[name] for name in ours}
@@ -141,8 +151,9 @@ def main() -> None:
     similarity = image_psnr() if args.model == "embedded" else []
     middle = f"{statistics.median(similarity):.1f} dB, lowest {similarity[0]:.1f} dB" if similarity else "not measured"
     console.result(
-        {"model": args.model, "compiled": args.compile, "rows": data, "bf16_psnr": similarity},
-        title=f"{args.model}{', compiled' if args.compile else ''}: seconds a step, and times as fast as diffusers",
+        {"model": args.model, "compiled": args.compile, "decoded": args.decode, "rows": data, "bf16_psnr": similarity},
+        title=f"{args.model}{', compiled' * args.compile}{', decoded' * args.decode}: "
+        "seconds a step, and times as fast as diffusers",
         columns=("batch", "diffusers fp32", "fp32", "bf16", "ratio fp32", "ratio bf16"),
         rows=rows,
         summary=f"bf16 images against fp32's: median {middle}",

@@ -156,16 +156,17 @@ class Pointwise(nn.Conv1d):
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot-product attention, `[N, heads, L, d]` each (k and v may have another L).
 
-    In bfloat16 on a CPU, matrix products are about 1.5 times as fast as PyTorch's fused kernel, as long as the scores
-    of a head fit into the cache.
+    In bfloat16 on a CPU, matrix products are 1.2 to 3 times as fast as PyTorch's fused kernel, if the scores that are
+    computed at once fit into the cache: those of some heads, or of some queries of one head.
     """
-    tokens = q.shape[-2] * k.shape[-2]
-    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or tokens > _CACHED_SCORES:
+    if q.dtype != torch.bfloat16 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
-    at_once = max(1, _CACHED_SCORES // tokens)
-    queries = (q * q.shape[-1] ** -0.5).flatten(0, 1).split(at_once)
-    keys, values = k.flatten(0, 1).split(at_once), v.flatten(0, 1).split(at_once)
-    mixed = [torch.softmax(a @ b.mT, dim=-1) @ c for a, b, c in zip(queries, keys, values, strict=True)]
+    heads = max(1, _CACHED_SCORES // (q.shape[-2] * k.shape[-2]))
+    queries = max(1, _CACHED_SCORES // k.shape[-2])
+    mixed = []
+    scaled = (q * q.shape[-1] ** -0.5).flatten(0, 1)
+    for a, b, c in zip(*(x.split(heads) for x in (scaled, k.flatten(0, 1), v.flatten(0, 1))), strict=True):
+        mixed.append(torch.cat([torch.softmax(part @ b.mT, dim=-1) @ c for part in a.split(queries, dim=1)], dim=1))
     return torch.cat(mixed).view(q.shape)
 
 
