@@ -6,7 +6,7 @@ import copy
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from uldm_cli import console
@@ -15,6 +15,7 @@ from uldm_cli.runs.draw.overlay import overlaid, resized
 from uldm_cli.runs.explain_plan import ExplainPlan, plan_explain
 from uldm_cli.runs.files import writable_folder, write_png
 from uldm_cli.runs.outdir import write_record
+from uldm_cli.runs.recipe import Recipes
 from uldm_cli.runs.sample import Result, made_since, resumable_since
 from uldm_cli.runs.trajectory import Trajectories
 from uldm_cli.runs.writer import Writer, drop_grey_channel
@@ -160,16 +161,26 @@ def _in_float32(model: LatentDiffusion, compiled: bool) -> LatentDiffusion:
 
 
 def _write(plan: ExplainPlan, seen: Seen) -> None:
+    recipes = Recipes("ldm explain", plan.spec, plan.model)
     with Writer() as writer:
         for kind in plan.spec.save:
-            pictures = Pictures(plan, seen.images, seen.maps[kind] if kind in plan.spec.maps else {})
+            pictures = Pictures(plan, kind, seen)
             about = _about(plan, kind)
-            writer.submit(write_png, plan.sheet_path(kind), pictures.sheet(plan.title(kind)), about)
+            writer.submit(
+                write_png, plan.sheet_path(kind), pictures.sheet(plan.title(kind)), about | recipes.of_all(kind=kind)
+            )
             for index in range(plan.spec.num if plan.spec.separate else 0):
                 writable_folder(plan.sample_folder(index))
                 for column, step in enumerate(plan.logged):
                     path = plan.picture_path(kind, index, (step,))
                     own = {**about, **plan.drawn_from(index), "step": str(step), **pictures.scale_text(index, column)}
+                    # In a scale that is one for all samples, they are all needed to make it again.
+                    whose = (
+                        partial(recipes.of_all, sample=index)
+                        if pictures.per_step
+                        else partial(recipes.of_sample, index)
+                    )
+                    own |= whose(kind=kind, step=str(step))
                     writer.submit(write_png, path, pictures.alone(index, column), own)
         if plan.spec.save_arrays:
             for kind in plan.spec.maps:
@@ -179,12 +190,17 @@ def _write(plan: ExplainPlan, seen: Seen) -> None:
 class Pictures:
     """The pictures of a kind: images, or maps laid over them."""
 
-    def __init__(
-        self, plan: ExplainPlan, images: Mapping[int, Sequence[Picture]], maps: Mapping[int, Sequence[Map]]
-    ) -> None:
-        self._plan, self._images, self._maps = plan, images, maps
+    def __init__(self, plan: ExplainPlan, kind: str, seen: Seen) -> None:
+        self._plan, self._images = plan, seen.images
+        self._maps: Mapping[int, Sequence[Map]] = seen.maps.get(kind, {})
         self._layout = layout(plan.image_size, len(plan.logged))
-        self._scales = _scales(maps, per_step=plan.spec.overlay.scale_per == "step")
+        self._per = plan.spec.overlay.scale_of(kind)
+        self._scales = _scales(self._maps, per_step=self._per == "step")
+
+    @property
+    def per_step(self) -> bool:
+        """Whether a scale is that of all samples at a step."""
+        return bool(self._maps) and self._per == "step"
 
     def alone(self, index: int, column: int) -> Picture:
         """One, as large as the image."""
@@ -198,7 +214,7 @@ class Pictures:
         ]
         overlay = self._plan.spec.overlay
         colormap = "gray" if overlay.mode == "none" else overlay.colormap
-        bars = Bars(overlay.scale_per, self._scales, colormap) if self._scales else None
+        bars = Bars(self._per, self._scales, colormap) if self._scales else None
         return draw_sheet(self._layout, rows, self._plan.logged, title, bars)
 
     def scale_text(self, index: int, column: int) -> dict[str, str]:
@@ -215,7 +231,7 @@ class Pictures:
         return overlaid(image, values, scale, mode=overlay.mode, alpha=overlay.alpha, colormap=overlay.colormap)
 
     def _scale(self, index: int, column: int) -> Scale:
-        return self._scales[column if self._plan.spec.overlay.scale_per == "step" else index]
+        return self._scales[column if self._per == "step" else index]
 
 
 def _scales(maps: Mapping[int, Sequence[Map]], *, per_step: bool) -> list[Scale]:

@@ -9,6 +9,7 @@ from uldm_cli.specs.base import problem
 from uldm_cli.specs.sampling import Walk, names_among
 
 Product = Literal["image", "saliency", "attention"]
+ScalePer = Literal["row", "step"]
 Target = Literal["x0", "eps", "box"]
 PRODUCTS: tuple[Product, ...] = get_args(Product)
 MAPS: tuple[Product, ...] = ("saliency", "attention")
@@ -108,18 +109,24 @@ class Overlay(Part):
     mode: Literal["blend", "color", "none"] = Field(
         "blend", description="The map's colours over the image, the colours alone, or the map alone in grey."
     )
-    alpha: float = Field(0.6, ge=0, le=1, description="How much of the map is in the blend.")
+    alpha: float = Field(0.5, ge=0, le=1, description="How much of the map is in the blend.")
     colormap: Literal["inferno", "magma", "plasma", "viridis", "cividis", "gray"] = Field(
         "inferno", description="What colours it has."
     )
-    scale_per: Literal["row", "step"] = Field(
-        "row", description="One scale for all steps of a sample, or one for all samples at a step."
+    scale_per: ScalePer | None = Field(
+        None,
+        description="One scale for all steps of a sample, or one for all samples at a step. By default row for "
+        "attention, and step for saliency, whose size changes with the noise by far more than over an image.",
     )
 
     @field_validator("colormap", mode="before")
     @classmethod
     def _spelt_either_way(cls, name: object) -> object:
         return "gray" if name == "grey" else name
+
+    def scale_of(self, kind: str) -> ScalePer:
+        """What shares a scale in the maps of a kind."""
+        return self.scale_per or ("step" if kind == "saliency" else "row")
 
 
 class Explaining(Walk):

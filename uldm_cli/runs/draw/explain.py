@@ -107,7 +107,7 @@ def draw_sheet(
     width = max(part.shape[1] for part in body)
     heading = [_written([(0, text, "lm")], width, how, font) for text in _wrapped(title, width, font)]
     widest = max(part.shape[1] for part in heading + body)
-    stacked = np.concatenate([_padded(part, part.shape[0], widest) for part in heading + body])
+    stacked = np.concatenate([_padded(part, None, widest) for part in heading + body])
     return np.pad(stacked, ((pad, pad), (pad, pad), (0, 0)), constant_values=255)
 
 
@@ -140,16 +140,18 @@ def _labels(how: Layout, steps: Sequence[int]) -> Bytes:
 
 
 def _lying_bar(how: Layout, scale: Scale, colormap: str) -> Bytes:
-    """A bar below a column, with the two ends of its scale under it."""
+    """A bar below a column, with the two ends of its scale under it: only the high one where there is no room."""
     import numpy as np
 
-    thickness = max(4, how.font_size // 2)
-    ramp = np.linspace(*scale, how.width)[None].repeat(thickness, axis=0)
+    font, inset = _font(how), how.font_size // 2  # or the numbers of neighbours would run together
+    length = how.width - 2 * inset
+    bar = np.full((how.gap + max(4, inset), how.width, 3), 255, np.uint8)
+    bar[how.gap :, inset : inset + length] = colored(np.linspace(*scale, length)[None], scale, colormap)
     low, high = tick_labels(scale)
-    ends = [(0.0, low, "lm"), (how.width - 1.0, high, "rm")] if scale[1] > scale[0] else [(0.0, low, "lm")]
-    numbers = _written(ends, how.width, how, _font(how))
-    bar = np.concatenate([np.full((how.gap, how.width, 3), 255, np.uint8), colored(ramp, scale, colormap), numbers])
-    return _padded(bar, bar.shape[0], how.width + how.gap)
+    ends = [(inset + length - 1.0, high, "rm")]
+    if scale[1] > scale[0] and font.getlength(f"{low} {high}") <= length:
+        ends.append((float(inset), low, "lm"))
+    return _padded(np.concatenate([bar, _written(ends, how.width, how, font)]), None, how.width + how.gap)
 
 
 def _wrapped(phrases: Sequence[str], width: int, font: Any) -> list[str]:
@@ -190,9 +192,9 @@ def _beside(parts: Sequence[Bytes]) -> Bytes:
     return np.concatenate(parts, axis=1)
 
 
-def _padded(picture: Bytes, height: int, width: int) -> Bytes:
+def _padded(picture: Bytes, height: int | None, width: int) -> Bytes:
     """With white below and to the right."""
     import numpy as np
 
-    missing = (height - picture.shape[0], width - picture.shape[1])
+    missing = (0 if height is None else height - picture.shape[0], width - picture.shape[1])
     return np.pad(picture, ((0, missing[0]), (0, missing[1]), (0, 0)), constant_values=255)
