@@ -121,12 +121,17 @@ def text(s: str) -> None:
         print(s, end="" if s.endswith("\n") else "\n")
 
 
+def shows_pictures() -> bool:
+    """Whether `picture` shows anything: stdout is a terminal, and it is not the place of JSON or of silence."""
+    return not _state.json and _talkative() and _interactive(sys.stdout)
+
+
 def picture(source: "Path | NDArray[np.uint8]") -> None:
-    """A picture on stdout, where that is a terminal; nothing with JSON and when quiet.
+    """A picture on stdout, as far as `shows_pictures`.
 
     `source` is a file that Pillow reads, of a film the last frame, or an array `[H, W]` or `[H, W, 3]`.
     """
-    if _state.json or not _interactive(sys.stdout) or not _talkative():
+    if not shows_pictures():
         return
     from shutil import get_terminal_size
 

@@ -24,6 +24,7 @@ from uldm_cli.cli.options import (
     Resume,
     Sampler,
     Seed,
+    ShowInline,
     StepSize,
     TotalSteps,
     Weights,
@@ -99,6 +100,7 @@ def _add(verb: str, about: str, examples: str) -> None:
         outdir: Outdir = None,
         resume: Resume = False,
         dry_run: DryRun = False,
+        show_inline: ShowInline = False,
         json: Json = False,
         quiet: Quiet = False,
         batch_size: BatchSize = None,
@@ -107,7 +109,7 @@ def _add(verb: str, about: str, examples: str) -> None:
         compile: Compile = False,
     ) -> None:
         given, flags = sampling_flags(locals())
-        _run(verb, given, flags, outdir, resume=resume, dry_run=dry_run)
+        _run(verb, given, flags, outdir, resume=resume, dry_run=dry_run, inline=show_inline)
 
     app.command(verb, cls=Command, help=about, epilog=examples)(command)
 
@@ -120,6 +122,7 @@ def _run(
     *,
     resume: bool,
     dry_run: bool,
+    inline: bool,
 ) -> None:
     from uldm_cli.runs.grid import grid, plan_grid
     from uldm_cli.runs.plan import read_config
@@ -133,7 +136,7 @@ def _run(
     if dry_run:
         show_plan(verb, plan, list(plan.grid_files() if verb == "grid" else plan.files()))
     else:
-        show_result(verb, (grid if verb == "grid" else sample)(plan, resume=resume))
+        show_result(verb, (grid if verb == "grid" else sample)(plan, resume=resume), inline=inline)
 
 
 _add("sample", "Sample images, and draw what they look like on the way.", SAMPLE_EXAMPLES)

@@ -120,8 +120,8 @@ def show_plan(verb: str, plan: "Plan", files: Sequence[tuple[str, Path]]) -> Non
     )
 
 
-def show_result(verb: str, result: "Result") -> None:
-    """What a finished run wrote, and how fast."""
+def show_result(verb: str, result: "Result", *, inline: bool = False) -> None:
+    """What a finished run wrote, and how fast; `inline` shows its pictures in the terminal, too."""
     plan, seconds = result.plan, result.seconds
     data: dict[str, Any] = {
         "computed": result.computed,
@@ -146,6 +146,23 @@ def show_result(verb: str, result: "Result") -> None:
         rows=_rows(plan, result.files),
         summary=summary,
     )
+    if inline:
+        _show_pictures(verb, plan)
+
+
+def _show_pictures(verb: str, plan: "Plan") -> None:
+    """The sheets of a run, one a kind; of samples that lie in files of their own the first ones."""
+    from uldm_cli.runs.overview import overviews
+
+    if not console.shows_pictures():
+        return
+    if verb == "sample":
+        for picture in overviews(plan):
+            console.picture(picture)
+    else:
+        for _, path in plan.grid_files():
+            if path.suffix == ".png":
+                console.picture(path)
 
 
 def _described(verb: str, plan: "Plan", files: Sequence[tuple[str, Path]]) -> dict[str, Any]:

@@ -44,6 +44,15 @@ def write_png(path: Path, array: "np.ndarray", text: Mapping[str, str] | None = 
     atomic_write(path, lambda file: file.write(encoded.getbuffer()))
 
 
+def read_picture(path: Path) -> "np.ndarray":
+    """A picture as uint8: `[H, W]` where it is grey, else RGB `[H, W, 3]`."""
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+
+
 def writable_folder(path: Path, *, create: bool = True) -> Path:
     """Makes sure that files can be written to a folder, before any work is done for it.
 

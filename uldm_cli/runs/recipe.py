@@ -86,21 +86,24 @@ def identity(model: ModelFile) -> dict[str, Any]:
     The weights change with every step of training, and so do the ends of a file that holds them.
     """
     digest, size = hashlib.sha256(), 0
-    for path in _files(model.path):
+    for name, path in _files(model.path):
         length = path.stat().st_size
         size += length
         with path.open("rb") as file:
-            digest.update(f"{path.name} {length}\n".encode() + file.read(_ENDS))
+            digest.update(f"{name} {length}\n".encode() + file.read(_ENDS))
             file.seek(max(length - _ENDS, 0))
             digest.update(file.read(_ENDS))
     return {"step": model.header.step, "bytes": size, "sha256_of_ends": digest.hexdigest()[:32]}
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _files(path: Path) -> Iterator[tuple[str, Path]]:
+    """The files of a model, by names that stay when the model moves."""
     if path.is_file():
-        yield path
+        yield "", path
         return
-    yield from sorted(file for file in path.rglob("*") if file.suffix in (".json", ".safetensors", ".bin"))
+    for file in sorted(path.rglob("*")):
+        if file.suffix in (".json", ".safetensors", ".bin"):
+            yield file.relative_to(path).as_posix(), file
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -117,16 +120,23 @@ def read_recipe(path: Path) -> Recipe:
         )
     try:
         found = json.loads(text)
-        recipe = Recipe(**{name: found.pop(name) for name in Recipe.__dataclass_fields__})
-        known = isinstance(recipe.version, str) and isinstance(recipe.command, str)
-        known = known and all(isinstance(part, dict) for part in (recipe.config, recipe.model, recipe.picture))
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
-        known = False
-    if not known:
-        raise ConfigError(f"what {path} says of how it was made is not of this program", "Is it a PNG of `uldm ldm`?")
+        recipe = Recipe(
+            *(_typed(found, name, str) for name in ("version", "command")),
+            *(_typed(found, name, dict) for name in ("config", "model", "picture")),
+        )
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        hint = "Only PNG files of `uldm ldm` do so in a way that can be read"
+        raise ConfigError(f"what {path} says of how it was made is not of this program", hint) from error
     if _release(recipe.version) > _release(__version__):
         raise ConfigError(f"{path} was made by uldm {recipe.version}, and this is {__version__}", "Update uldm")
     return recipe
+
+
+def _typed(found: Any, name: str, kind: type) -> Any:
+    value = found[name]
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}")
+    return value
 
 
 def _text_in(path: Path) -> str | None:

@@ -17,10 +17,10 @@ LABEL = 16  # pixels of height for the labels on top
 FONT_SIZE = 11
 
 
-def draw_grid(rows: Sequence[Sequence[Bytes]], labels: Sequence[str]) -> Bytes:
+def draw_grid(rows: Sequence[Sequence[Bytes]], labels: Sequence[str] = ()) -> Bytes:
     """Pictures of one size, `[H, W]` or `[H, W, 3]`, as one white-framed picture.
 
-    Each column has its label above it, unless the pictures are too narrow for one.
+    Each column has its label above it, unless there are none or the pictures are too narrow for one.
     """
     import numpy as np
 
@@ -39,13 +39,13 @@ def draw_grid(rows: Sequence[Sequence[Bytes]], labels: Sequence[str]) -> Bytes:
 def _header(labels: Sequence[str], width: int, shape: tuple[int, ...]) -> Bytes | None:
     """The labels centred over columns of `width` pixels, in a band as wide and of as many channels as `shape`.
 
-    None where a label would run into its neighbour: small pictures stand better without.
+    None without labels, and where one would run into its neighbour: small pictures stand better without.
     """
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
 
     font: Any = ImageFont.load_default(FONT_SIZE)
-    if max(font.getlength(label) for label in labels) > width - GAP:
+    if not labels or max(font.getlength(label) for label in labels) > width - GAP:
         return None
     band = Image.new("L", (shape[1], LABEL), 255)
     pen = ImageDraw.Draw(band)
