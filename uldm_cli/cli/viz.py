@@ -2,8 +2,9 @@
 
 import typer
 
-from uldm_cli.cli import lpips, trajectory
+from uldm_cli.cli import lpips, recreate, trajectory
 
 app = typer.Typer(add_completion=False)
 trajectory.add_to(app)
 lpips.add_to(app)
+recreate.add_to(app)
