@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
+from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
+from uldm_cli.core import rng
 from uldm_cli.core.latent import LatentDiffusion
 from uldm_cli.core.samplers import Denoise, Prediction
 from uldm_cli.errors import UsageError
@@ -29,6 +31,7 @@ def saliency(
     samples: int = 1,
     sigma: float = 0.1,
     seed: int = 0,
+    at_once: int = 1,
 ) -> Tensor:
     """How much each position of the input matters: absolute `attributions`, summed over the channels.
 
@@ -37,7 +40,9 @@ def saliency(
     Returns:
         `[N, h, w]`, at least 0, on the device of the input and in its dtype.
     """
-    found = attributions(denoise, x_in, t, scalar, method=method, samples=samples, sigma=sigma, seed=seed)
+    found = attributions(
+        denoise, x_in, t, scalar, method=method, samples=samples, sigma=sigma, seed=seed, at_once=at_once
+    )
     return found.abs().sum(1)
 
 
@@ -51,43 +56,74 @@ def attributions(
     samples: int = 1,
     sigma: float = 0.1,
     seed: int = 0,
+    at_once: int = 1,
 ) -> Tensor:
     """What each element of the input contributes to a scalar of the prediction.
 
     - `gradient`: the derivative at the input.
     - `smoothgrad`: its mean over noised copies of the input (Smilkov et al. 2017).
-    - `integrated`: the input times the mean derivative on the way from zero to it (Sundararajan et al. 2017). A
-      sample's contributions add up to its scalar minus that of zero, the more exactly the more points there are. Zero
-      is the mean of latents and of noise alike, and so says nothing of either; a baseline of noise would be one more
-      picture, whose own structure would show.
-
-    Samples and their copies are computed one at a time: memory is that of one, however many there are.
+    - `integrated`: the input times the mean derivative on the way from zero to it (Sundararajan et al. 2017), by
+      Gauss-Legendre quadrature. A sample's contributions add up to its scalar minus that of zero, the more exactly the
+      more points there are. Zero is the mean of latents and of noise alike, and so says nothing of either; a baseline
+      of noise would be one more picture, whose own structure would show.
 
     Args:
-        denoise: called with `[1, C, h, w]`; or one for each sample, where they are told different things.
+        denoise: called with up to `at_once` inputs; or one for each sample, where they are told different things.
         x_in: `[N, C, h, w]`.
         t: the timestep.
-        scalar: called with the prediction for one sample.
+        scalar: called with the prediction for those inputs.
         method: one of the above.
         samples: copies (`smoothgrad`) or points on the way (`integrated`) a sample; no use is made of it otherwise.
         sigma: deviation of the copies' noise as a share of the sample's own deviation.
         seed: of that noise. Sample i's is its own, the same in any batch whose i-th sample it is.
+        at_once: inputs, of one sample or several, whose gradients are computed together. Memory grows with it, and
+            with nothing else. Where the inputs are small, a few together take half of the time.
 
     Returns:
         `[N, C, h, w]`, on the device of the input and in its dtype.
+
+    Raises:
+        UsageError: a number is not one that it can be, or the denoisers are not as many as the samples.
     """
-    calls = denoise if isinstance(denoise, Sequence) else [denoise] * len(x_in)
-    # Without inference mode: its tensors have no gradients.
-    with torch.inference_mode(False):
-        return torch.cat([_gradient(call, x.clone(), t, scalar) for call, x in zip(calls, x_in.split(1), strict=True)])
+    if samples < 1 or at_once < 1 or sigma < 0:
+        expected = "samples and at_once must be at least 1, sigma at least 0"
+        raise UsageError(f"saliency with samples {samples}, at_once {at_once}, sigma {sigma}", expected)
+    # Inside: gradients, which inference mode does not have.
+    with torch.inference_mode(False), torch.enable_grad():
+        x = x_in.detach().clone()
+        inputs, weights = _inputs(x, method, samples, sigma, seed)
+        if isinstance(denoise, Sequence):
+            if len(denoise) != len(x):
+                raise UsageError(f"there are {len(denoise)} denoisers for {len(x)} samples", "Give one for each")
+            parts = [_gradients(one, own, t, scalar, at_once) for one, own in zip(denoise, inputs, strict=True)]
+            gradients = torch.stack(parts)
+        else:
+            gradients = _gradients(denoise, inputs.flatten(0, 1), t, scalar, at_once).view_as(inputs)
+        mean = torch.einsum("nschw,s->nchw", gradients, weights)
+    return mean * x if method == "integrated" else mean
 
 
-def _gradient(denoise: Denoise, x: Tensor, t: int, scalar: Scalar) -> Tensor:
-    """The derivative at `x` `[1, C, h, w]`."""
-    with torch.enable_grad():
+def _inputs(x: Tensor, method: Method, samples: int, sigma: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Where gradients are taken, `[N, samples, C, h, w]`, and what each counts, `[samples]`."""
+    if method == "gradient":
+        return x[:, None], x.new_ones(1)
+    if method == "integrated":
+        points, weights = (torch.from_numpy(values).to(x) / 2 for values in leggauss(samples))
+        return x[:, None] * (points + 0.5).view(-1, 1, 1, 1), weights
+    numbers = torch.arange(len(x))
+    noise = torch.stack([rng.normal(seed, copy, numbers, x.shape[1:]) for copy in range(samples)], dim=1).to(x)
+    deviation = sigma * x.flatten(1).std(1, correction=0).view(-1, 1, 1, 1, 1)
+    return x[:, None] + deviation * noise, x.new_full((samples,), 1 / samples)
+
+
+def _gradients(denoise: Denoise, inputs: Tensor, t: int, scalar: Scalar, at_once: int) -> Tensor:
+    """The derivative at each of the inputs `[M, C, h, w]`, as many."""
+    found = []
+    for x in inputs.split(at_once):
         x = x.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(scalar(denoise(x, t)).sum(), x)
-    return gradient
+        # The sum's derivative with respect to a sample is that of the sample's own scalar.
+        found += torch.autograd.grad(scalar(denoise(x, t)).sum(), x)
+    return torch.cat(found)
 
 
 def x0_energy(prediction: Prediction) -> Tensor:
