@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uldm_cli import console
-from uldm_cli.cli.options import Command, Device, Json, Quiet
+from uldm_cli.cli.options import Command, Device, Json, Quiet, ShowInline
 from uldm_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def lpips(
     colormap: Colormap = "gray",
     scale: Scale = None,
     out: Out = None,
+    show_inline: ShowInline = False,
     json: Json = False,
     quiet: Quiet = False,
     device: Device = None,
@@ -115,13 +116,13 @@ def lpips(
     backbone = read_backbone(net, weights_url, auto_download=auto_download, dummy=dummy)
     look = run.Look(backbone, size, colormap, scale, device or "auto")
     if first is None and second is None:
-        _show_pair(run.compare_random(look, out or run.HEATMAP, seed=seed))
+        _show_pair(run.compare_random(look, out or run.HEATMAP, seed=seed), show_inline)
     elif first is None or second is None:
         raise UsageError(f"{first or second} has nothing to be compared with", "Name two images, or two folders")
     elif _both_are_folders(Path(first), Path(second)):
         _show_folders(run.compare_folders(Path(first), Path(second), look, out), Path(first), Path(second))
     else:
-        _show_pair(run.compare_images(Path(first), Path(second), look, out or run.HEATMAP))
+        _show_pair(run.compare_images(Path(first), Path(second), look, out or run.HEATMAP), show_inline)
 
 
 def read_backbone(net: str, weights_url: str | None, *, auto_download: bool, dummy: bool) -> Backbone:
@@ -145,7 +146,7 @@ def _both_are_folders(first: Path, second: Path) -> bool:
     return bool(folders)
 
 
-def _show_pair(pair: Pair) -> None:
+def _show_pair(pair: Pair, inline: bool) -> None:
     one = pair.compared
     size = f"{one.size[1]}x{one.size[0]}"
     resized = ", the second resized to the first" if one.resized else ""
@@ -162,6 +163,8 @@ def _show_pair(pair: Pair) -> None:
         title=f"{one.distance:.4f}",
         summary=f"{pair.metric.title} of {one.name} ({size}{resized}); {pair.heatmap}: brightest is {pair.scale:.4g}",
     )
+    if inline:
+        console.picture(pair.heatmap)
 
 
 def _show_folders(folders: Folders, first: Path, second: Path) -> None:

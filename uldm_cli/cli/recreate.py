@@ -52,9 +52,10 @@ def recreate(
 def _show(made: "Recreated") -> None:
     recipe = made.recipe
     data = {
+        "command": "viz recreate",
         "source": made.source,
-        "version": recipe.version,
-        "command": recipe.command,
+        "made_by": {"command": recipe.command, "version": recipe.version, **recipe.picture},
+        "config": recipe.config,
         "file": made.file,
         "identical": made.identical,
         "psnr": None if made.identical else made.psnr,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uldm_cli import console
-from uldm_cli.cli.options import Command, Device, Dpi, FontSize, Json, Quiet
+from uldm_cli.cli.options import Command, Device, Dpi, FontSize, Json, Quiet, ShowInline
 
 if TYPE_CHECKING:
     from uldm_cli.runs.viz_trajectory import Result
@@ -64,6 +64,7 @@ def trajectory(
     figure: Figure = None,
     dpi: Dpi = 150,
     font_size: FontSize = 9.0,
+    show_inline: ShowInline = False,
     json: Json = False,
     quiet: Quiet = False,
     device: Device = None,
@@ -73,7 +74,11 @@ def trajectory(
     from uldm_cli.runs.viz_trajectory import run as draw
 
     style = Style(dpi, font_size)
-    _show(draw(Request(run, out, figure, what, fps, sample, zoom, device or "auto", style)))
+    result = draw(Request(run, out, figure, what, fps, sample, zoom, device or "auto", style))
+    _show(result)
+    for path in (result.film, result.figure):
+        if show_inline and path:
+            console.picture(path)
 
 
 def _show(result: "Result") -> None:
