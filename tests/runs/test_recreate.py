@@ -111,6 +111,13 @@ def test_sheets_and_maps_of_looking_inside(config, out, tmp_path, per):
     assert recreate(out / "00001" / "attention_step_6.png", tmp_path / "alone").identical
 
 
+def test_a_published_checkpoint(out, tmp_path, golden_checkpoint):
+    folder = golden_checkpoint("uncond-vq").parent
+    spec = {"model": str(folder), "device": "cpu", "sampler": {"kind": "ddim", "steps": 2}, "step_size": 1}
+    run(Sampling.model_validate(spec | {"save": "image"}), out)
+    again(out / "image_step_2.png", tmp_path / "again")
+
+
 def test_a_model_that_changed_is_warned_of(config, out, tmp_path, tiny_ldm, capsys):
     model = tmp_path / "model.safetensors"
     shutil.copy(tiny_ldm, model)

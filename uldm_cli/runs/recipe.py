@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from uldm_cli import __version__
@@ -40,7 +40,7 @@ class Recipe:
 
     def as_text(self) -> dict[str, str]:
         """As a PNG keeps it."""
-        return {KEYWORD: json.dumps(asdict(self), separators=(",", ":"))}
+        return {KEYWORD: json.dumps(vars(self), separators=(",", ":"))}
 
 
 class Recipes:
