@@ -21,6 +21,7 @@ from uldm_cli.cli.options import (
     Resume,
     Sampler,
     Seed,
+    ShowInline,
     StepSize,
     TotalSteps,
     Weights,
@@ -131,7 +132,12 @@ OverlayMode = Annotated[
 ]
 Alpha = Annotated[
     float | None,
-    typer.Option("--alpha", metavar="X", help="How much of the map is in the blend, 0 to 1.", rich_help_panel=_DRAWING),
+    typer.Option(
+        "--alpha",
+        metavar="X",
+        help="How much of the map is in the blend, 0 to 1 (default: 0.5).",
+        rich_help_panel=_DRAWING,
+    ),
 ]
 Colormap = Annotated[
     str | None,
@@ -147,7 +153,7 @@ ScalePer = Annotated[
     typer.Option(
         "--scale-per",
         metavar="row|step",
-        help="One scale for all steps of a sample, or one a step (default: row).",
+        help="A scale for all steps of a sample, or for each step (default: row; saliency: step).",
         rich_help_panel=_DRAWING,
     ),
 ]
@@ -155,7 +161,7 @@ ScalePer = Annotated[
 EXAMPLES = """
 Examples:
   uldm ldm explain                                        image, saliency and attention, a column a step
-  uldm ldm explain --show x0 --scale-per step             over the predicted image, each step in its own scale
+  uldm ldm explain --show x0 --scale-per row              over the predicted image; one scale for all steps
   uldm ldm explain --save saliency --saliency-box 16,16,24,24 --saliency-method smoothgrad
   uldm ldm explain --save attention --attention-query 32,20 --attention-resolution 16
 """
@@ -202,6 +208,7 @@ def explain(
     outdir: Outdir = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    show_inline: ShowInline = False,
     json: Json = False,
     quiet: Quiet = False,
     batch_size: BatchSize = None,
@@ -237,4 +244,4 @@ def explain(
     if dry_run:
         show_plan("explain", plan, list(plan.explain_files()))
     else:
-        show_result("explain", run(plan, resume=resume))
+        show_result("explain", run(plan, resume=resume), inline=show_inline)
