@@ -372,7 +372,7 @@ _CONDITIONS = {
     "tokens": "encoded tokens",
     "rescaler": "a resized map",
     "first-stage": "an image's latents",
-    "identity": "what is given",
+    "identity": "given as it is",
 }
 _WAYS = {
     "concat": "beside the latent:",

@@ -34,7 +34,7 @@ BLOCK = "block"
 """What the shapes of the stages are called (`get_gid`)."""
 
 _BLUE, _ORANGE, _GREEN, _PURPLE, _, _RED, _ = COLORS
-_GREY, _PALE, _RULE = "#6b7280", "#e4e9ef", "#c5cad1"
+_GREY, _PALE, _RULE = "#6b7280", "#dee4eb", "#c5cad1"
 
 
 def _lighter(color: str, white: float) -> str:
@@ -48,9 +48,10 @@ _INK = {
     "residual": _lighter(_BLUE, 0.3),
     "attention": _lighter(_ORANGE, 0.1),
     "transformer": _lighter(_RED, 0.2),
+    "condition": _lighter(_PURPLE, 0.15),
 }
 _SIGNAL_INK = {"time": "#4a4a4a", "context": _PURPLE}
-_LATENT, _CONDITION = _lighter(_GREEN, 0.35), _lighter(_PURPLE, 0.15)
+_LATENT = _lighter(_GREEN, 0.35)
 _RGB = ("#e08a84", "#8fc08a", "#86a9d6")
 
 
@@ -102,21 +103,23 @@ class _Pen:
     def joints(self) -> None:
         """What goes from each stage to the next; it narrows where the size halves."""
         for one, other in pairwise(self.plan.columns):
-            start = one.x if one.stage.kind == "maps" else one.right  # sheets leave corners open
-            end = other.x if other.stage.kind == "maps" else other.left
-            self._polygon([*self._edge(start, one.flow), *self._edge(end, other.flow)[::-1]], _PALE)
+            self._polygon([*self._edge(one, one.right), *reversed(self._edge(other, other.left))], _PALE)
 
-    def _edge(self, x: float, height: float) -> list[tuple[float, float]]:
-        return [(x, self.plan.centre - height / 2), (x, self.plan.centre + height / 2)]
+    def _edge(self, column: Column, x: float) -> Points:
+        """Where a joint ends at a stage, from top to bottom; behind sheets, whose corners would be left open."""
+        top, bottom = self.plan.centre - column.flow / 2, self.plan.centre + column.flow / 2
+        if column.stage.kind == "maps":
+            return [(column.right - SHEET / 2, top), (column.left + SHEET / 2, bottom)]
+        return [(x, top), (x, bottom)]
 
     def stage(self, column: Column) -> None:
         """What stands for a stage, and its caption."""
         draw = {"maps": self._maps, "codebook": self._codebook, "posterior": self._posterior}
         draw.get(column.stage.kind, self._layers)(column)
-        y = self.plan.centre - column.height / 2 + 0.03
+        y = self.plan.centre - column.height / 2 - 0.03 - 0.2 * self.ruler.line
         for line in reversed(column.caption):
-            y -= self.ruler.line * (0.45 if line == column.caption[-1] else 1)
             self._text(column.x, y, line, size=self.ruler.small, ha="center")
+            y -= self.ruler.line
 
     def _layers(self, column: Column) -> None:
         """A bar a layer."""
@@ -130,7 +133,7 @@ class _Pen:
         """A sheet a channel, the first in front."""
         stage = column.stage
         own, beside = sheets(stage.channels), sheets(stage.beside)
-        colors = [_LATENT] * own + [_CONDITION] * beside
+        colors = [_LATENT] * own + [_INK["condition"]] * beside
         if stage.part == "image":
             colors = list(_RGB) if stage.channels == 3 else [_RULE] * own
         more = len(colors) - 1
@@ -239,7 +242,7 @@ class _Pen:
         if sign == "resampling":
             inset = height * 0.3
             points = [(x, top), (x + PATCH, top + inset), (x + PATCH, top + height - inset), (x, top + height)]
-            self._polygon(points, _lighter(_GREY, 0.6))
+            self._polygon(points, _PALE)
         elif sign == "skip":
             self._line([(x, top + height / 2), (x + PATCH, top + height / 2)], _GREY)
         else:

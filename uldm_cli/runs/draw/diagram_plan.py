@@ -50,7 +50,12 @@ class Ruler:
         figure = Figure(dpi=style.dpi)
         self._renderer: Any = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
         self._text = figure.text(0, 0, "", parse_math=False)
-        self._glyphs = get_font(findfont(self._text.get_fontproperties())).get_charmap()
+        self._glyphs: set[int] = set()
+        """What the font has, bold and not."""
+        for weight in ("bold", "normal"):
+            self._text.set_fontweight(weight)
+            glyphs = {*get_font(findfont(self._text.get_fontproperties())).get_charmap()}
+            self._glyphs = self._glyphs & glyphs if self._glyphs else glyphs
 
     def width(self, text: str, size: float, weight: str = "normal") -> float:
         """Of a line."""
@@ -62,7 +67,8 @@ class Ruler:
     def shortened(self, text: str, width: float, size: float, weight: str = "normal") -> str:
         """A line that fits: what is too long loses its middle, and what the font lacks is replaced."""
         text = "".join(c if ord(c) in self._glyphs else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
-        whole, kept = text, len(text)
+        whole, needed = text, self.width(text, size, weight)
+        kept = min(len(text), int(len(text) * 1.5 * width / needed) + 3) if needed > width else 0
         while kept > 2 and self.width(text, size, weight) > width:
             kept -= 1
             text = f"{whole[: kept // 2]}\N{HORIZONTAL ELLIPSIS}{whole[len(whole) - (kept - kept // 2) :]}"
@@ -297,6 +303,8 @@ def _legend(architecture: Architecture, ruler: Ruler) -> list[Entry]:
     signs: list[tuple[str, str]] = [(kind, words) for kind, words in WORDS.items() if kind in kinds]
     if "resampling" in kinds:
         signs.append(("resampling", f"half or double the size ({architecture.resampling})"))
+    if any(stage.beside for stage in architecture.stages):
+        signs.append(("condition", "condition"))
     if architecture.skips:
         signs.append(("skip", f"skip connections, {architecture.skips[0].count} at each size"))
     return [Entry(sign, words, PATCH + 0.07 + ruler.width(words, ruler.small)) for sign, words in signs]
