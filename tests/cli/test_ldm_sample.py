@@ -282,8 +282,8 @@ def test_bad_input_is_one_line_and_writes_nothing(ldm, verb, args, says):
     [
         ("missing.safetensors", "there is no model 'missing.safetensors'"),
         ("short.safetensors", "short.safetensors is truncated"),
-        ("folder", "folder is a folder without a checkpoint"),
-        ("text.txt", "text.txt is not a safetensors file"),
+        ("folder", "folder holds no model that uldm knows"),
+        ("text.txt", "text.txt is not a checkpoint of PyTorch"),
         ("frutis64", "fruits64"),
         ("autoencoder.safetensors", "is an autoencoder, and a latent diffusion model is needed"),
     ],
