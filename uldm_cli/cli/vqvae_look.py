@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uldm_cli import console
-from uldm_cli.cli.options import Command, Device, Dpi, FontSize, Json, Quiet
+from uldm_cli.cli.options import Command, Device, Dpi, FontSize, Json, Quiet, ShowInline
 
 if TYPE_CHECKING:
     from uldm_cli.runs import vqvae_codebook, vqvae_latents, vqvae_reconstruct, vqvae_visualize
@@ -40,6 +40,9 @@ Size = Annotated[
         metavar="N",
         help="Scale the short side to N pixels (default: as it is, up to 768x768 pixels in all).",
     ),
+]
+Folder = Annotated[
+    Path, typer.Option("--out", "--outdir", metavar="DIR", help="Where to write.", rich_help_panel=_OUTPUT)
 ]
 BatchSize = Annotated[
     int | None,
@@ -110,42 +113,24 @@ def visualize(
     model: Model = None,
     config: Config = None,
     size: Size = None,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "--outdir",
-            metavar="DIR",
-            help="Where to write (default: viz_out).",
-            show_default=False,
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = Path("viz_out"),
+    out: Folder = Path("viz_out"),
     dpi: Dpi = 150,
     font_size: FontSize = 9.0,
+    show_inline: ShowInline = False,
     json: Json = False,
     quiet: Quiet = False,
     device: Device = None,
     batch_size: BatchSize = None,
 ) -> None:
     from uldm_cli.runs.draw.plot import Style
+    from uldm_cli.runs.vqvae_look import Request
     from uldm_cli.runs.vqvae_visualize import visualize
 
-    _show_visualized(
-        visualize(
-            path,
-            out,
-            model=model,
-            config=config,
-            device=device,
-            side=size,
-            batch_size=batch_size,
-            style=Style(dpi, font_size),
-        )
-    )
+    request = Request(model, config, device, size, batch_size)
+    _show_visualized(visualize(path, out, request, Style(dpi, font_size)), inline=show_inline)
 
 
-def _show_visualized(result: "vqvae_visualize.Result") -> None:
+def _show_visualized(result: "vqvae_visualize.Result", *, inline: bool) -> None:
     names = list(dict.fromkeys(name for one in result.images for name in one.figures))
     data = {
         "command": "vqvae visualize",
@@ -172,6 +157,9 @@ def _show_visualized(result: "vqvae_visualize.Result") -> None:
         rows=[(one.image, *(one.figures.get(name) for name in names)) for one in shown],
         summary=_summary(f"{files} files in {result.out}", len(result.images), len(shown), result.source),
     )
+    if inline:
+        for one in shown:
+            console.picture(one.files[1])
 
 
 def reconstruct(
@@ -179,26 +167,16 @@ def reconstruct(
     model: Model = None,
     config: Config = None,
     size: Size = None,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "--outdir",
-            metavar="DIR",
-            help="Where to write (default: outputs/vqvae-reconstruct).",
-            show_default=False,
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = Path("outputs/vqvae-reconstruct"),
+    out: Folder = Path("outputs/vqvae-reconstruct"),
     json: Json = False,
     quiet: Quiet = False,
     device: Device = None,
     batch_size: BatchSize = None,
 ) -> None:
+    from uldm_cli.runs.vqvae_look import Request
     from uldm_cli.runs.vqvae_reconstruct import reconstruct
 
-    result = reconstruct(path, out, model=model, config=config, device=device, side=size, batch_size=batch_size)
-    _show_reconstructed(result)
+    _show_reconstructed(reconstruct(path, out, Request(model, config, device, size, batch_size)))
 
 
 def _show_reconstructed(result: "vqvae_reconstruct.Result") -> None:
@@ -253,19 +231,10 @@ def codebook(
     every: Annotated[
         bool, typer.Option("--all", metavar="", help="Draw every code, 256 a page, not the most used 256 alone.")
     ] = False,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "--outdir",
-            metavar="DIR",
-            help="Where to write (default: viz_out).",
-            show_default=False,
-            rich_help_panel=_OUTPUT,
-        ),
-    ] = Path("viz_out"),
+    out: Folder = Path("viz_out"),
     dpi: Dpi = 150,
     font_size: FontSize = 9.0,
+    show_inline: ShowInline = False,
     json: Json = False,
     quiet: Quiet = False,
     device: Device = None,
@@ -273,23 +242,14 @@ def codebook(
 ) -> None:
     from uldm_cli.runs.draw.plot import Style
     from uldm_cli.runs.vqvae_codebook import codebook
+    from uldm_cli.runs.vqvae_look import Request
 
-    _show_codebook(
-        codebook(
-            out,
-            model=model,
-            config=config,
-            data=data,
-            num=num,
-            every=every,
-            device=device,
-            batch_size=batch_size,
-            style=Style(dpi, font_size),
-        )
-    )
+    request = Request(model, config, device, batch_size=batch_size)
+    style = Style(dpi, font_size)
+    _show_codebook(codebook(out, request, data=data, num=num, every=every, style=style), inline=show_inline)
 
 
-def _show_codebook(result: "vqvae_codebook.Result") -> None:
+def _show_codebook(result: "vqvae_codebook.Result", *, inline: bool) -> None:
     usage = result.usage
     data: dict[str, Any] = {
         "command": "vqvae codebook",
@@ -317,6 +277,9 @@ def _show_codebook(result: "vqvae_codebook.Result") -> None:
         ]
     rows += [("written", str(file)) for file in result.files]
     console.result(data, title=f"Codebook of {result.model.name}", rows=rows)
+    if inline:
+        for file in result.files:
+            console.picture(file)
 
 
 def latents(
@@ -340,6 +303,7 @@ def latents(
     ] = None,
     dpi: Dpi = 150,
     font_size: FontSize = 9.0,
+    show_inline: ShowInline = False,
     json: Json = False,
     quiet: Quiet = False,
     device: Device = None,
@@ -347,23 +311,13 @@ def latents(
 ) -> None:
     from uldm_cli.runs.draw.plot import Style
     from uldm_cli.runs.vqvae_latents import latents
+    from uldm_cli.runs.vqvae_look import Request
 
-    _show_latents(
-        latents(
-            images,
-            out,
-            model=model,
-            config=config,
-            device=device,
-            side=size,
-            batch_size=batch_size,
-            scale=scale,
-            style=Style(dpi, font_size),
-        )
-    )
+    request = Request(model, config, device, size, batch_size)
+    _show_latents(latents(images, out, request, scale=scale, style=Style(dpi, font_size)), inline=show_inline)
 
 
-def _show_latents(result: "vqvae_latents.Latents") -> None:
+def _show_latents(result: "vqvae_latents.Latents", *, inline: bool) -> None:
     data = {
         "command": "vqvae latents",
         "model": result.model.name,
@@ -376,6 +330,8 @@ def _show_latents(result: "vqvae_latents.Latents") -> None:
     channels, height, width = result.shape
     of = f"{_count(len(result.images), 'image')}, {channels} channels of {width}x{height}"
     console.result(data, summary=f"{of}, white is {result.scale:.3g}: {result.file}")
+    if inline:
+        console.picture(result.file)
 
 
 def interpolate(
@@ -398,13 +354,15 @@ def interpolate(
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
+    show_inline: ShowInline = False,
     json: Json = False,
     quiet: Quiet = False,
     device: Device = None,
 ) -> None:
     from uldm_cli.runs.vqvae_latents import interpolate
+    from uldm_cli.runs.vqvae_look import Request
 
-    result = interpolate(first, last, out, steps=steps, model=model, config=config, device=device, side=size)
+    result = interpolate(first, last, out, Request(model, config, device, size), steps=steps)
     width, height = result.size[::-1]
     data = {
         "command": "vqvae interpolate",
@@ -414,6 +372,8 @@ def interpolate(
         "size": [width, height],
     }
     console.result(data, summary=f"{result.steps} pictures of {width}x{height}: {result.file}")
+    if show_inline:
+        console.picture(result.file)
 
 
 MOST_ROWS = 20  # of a table; --json has all

@@ -11,7 +11,7 @@ from uldm_cli.errors import ConfigError
 from uldm_cli.runs.draw.codes import draw_map, draw_tiles, draw_usage, ending_of, rgb
 from uldm_cli.runs.draw.plot import DEFAULT, Style, save_figure
 from uldm_cli.runs.files import writable_folder, write_png
-from uldm_cli.runs.vqvae_look import BATCH_SIZE, Autoencoder, check_counts, choose
+from uldm_cli.runs.vqvae_look import BATCH_SIZE, Autoencoder, Request, check_counts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from uldm_cli.core.data import ImageSet
 
 PAGE = 256  # codes on a picture
-PICTURE = 32  # pixels on a side that a code draws, about
+PICTURE = 32  # pixels on a side of what is shown of a code, about
 AT_ONCE = 64  # codes
 
 
@@ -77,44 +77,38 @@ class Spread:
 
 def codebook(
     out: Path,
+    request: Request,
     *,
-    model: str | None = None,
-    config: Path | None = None,
     data: str | None = None,
     num: int | None = None,
     every: bool = False,
-    device: str | None = None,
-    batch_size: int | None = None,
     style: Style = DEFAULT,
 ) -> Result:
     """Draws a codebook.
 
     Args:
         out: the folder to write to.
-        model: its reference; see `vqvae_look.choose`.
-        config: a YAML; see `vqvae_look.choose`.
+        request: which autoencoder looks, and how it is shown images.
         data: what use is counted over: a folder, .tar or .zip of images, or a kind of data set. Without it, the moving
             average that training kept is taken, which an EMA codebook has.
         num: count over so many images, evenly spread over the data; None is all of them.
         every: draw every code alone, 256 a page, not the most used 256 only.
-        device: to compute on.
-        batch_size: how many images are computed at once.
         style: of the plots.
 
     Raises:
         ConfigError: no such model or data, no codebook, or `out` cannot be written to.
     """
-    check_counts(num=num, batch_size=batch_size)
+    check_counts(num=num)
     if num is not None and data is None:
         raise ConfigError("--num without --data: there are no images to count over", "Give --data PATH")
     writable_folder(out, create=False)
-    opened = Autoencoder(choose(model, config), device)
+    opened = request.open()
     opened.need_codes()
-    usage = _counted(opened, data, num, batch_size) if data is not None else _of_training(opened)
+    usage = _counted(opened, data, num, request.batch_size) if data is not None else _of_training(opened)
     writable_folder(out)
     module: Any = opened.module
     size, dim = module.quantize.codebook_size, module.quantize.dim
-    about = {"model": opened.name, "step": str(opened.file.header.step)}
+    about = opened.about("codebook")
     files = [*_draw_usage(opened, usage, out, about, style), _draw_map(opened, usage, out, about, style)]
     files += _draw_codes(opened, usage, out, about, every=every)
     return Result(opened, usage, size, dim, files)
@@ -143,7 +137,12 @@ def _counted(model: Autoencoder, data: str, num: int | None, batch_size: int | N
             progress.advance(len(batch))
     for name, reason in skipped:
         console.warn(f"skipped {name}: {reason}")
-    return _usage(counts, f"{read:,} {'image' if read == 1 else 'images'} of {ending_of(data, 40)}", read, skipped)
+    return _usage(
+        counts,
+        f"{read:,} {'image' if read == 1 else 'images'} of {ending_of(Path(data).name or data, 40)}",
+        read,
+        skipped,
+    )
 
 
 def _of_training(model: Autoencoder) -> Usage | None:
@@ -188,10 +187,8 @@ def _draw_usage(model: Autoencoder, usage: Usage | None, out: Path, about: dict[
     if usage is None:
         return []
     size, dead = len(usage.counts), len(usage.dead)
-    title = (
-        f"{ending_of(model.name, 40)}: {size - dead:,} of {size:,} codes used, {dead:,} dead; perplexity {usage.perplexity:.1f}\n"
-        f"over {usage.of}"
-    )
+    counted = f"{size - dead:,} of {size:,} codes used, {dead:,} dead; perplexity {usage.perplexity:.1f}"
+    title = f"{ending_of(model.name, 40)}: {counted}\nover {usage.of}"
     plot = draw_usage(usage.counts, title, "uses" if usage.images else "uses a step", dead=True, style=style)
     path = out / "codebook_usage.png"
     save_figure(plot, path, {"title": "Use of the codes", **about, "counted over": usage.of}, style)
@@ -230,14 +227,19 @@ def _draw_codes(
     with console.progress(len(shown), "decoding codes", "codes") as progress:
         for start in range(0, len(shown), AT_ONCE):
             chosen = torch.from_numpy(shown[start : start + AT_ONCE]).to(model.device)
-            pictures += [rgb(picture) for picture in to_uint8(code_pictures(module, chosen, side))]
+            drawn = code_pictures(module, chosen, 2 * side)
+            edge = drawn.shape[-1] // 4  # of what lies at an edge, the edge decides more than the code
+            pictures += [rgb(picture) for picture in to_uint8(drawn[..., edge:-edge, edge:-edge])]
             progress.advance(len(chosen))
-    pages = range(0, len(shown), PAGE)
     files = []
-    for number, start in enumerate(pages, start=1):
-        name = "codebook_codes.png" if len(pages) == 1 else f"codebook_codes_{number:0{len(str(len(pages)))}}.png"
+    for number, start in enumerate(range(0, len(shown), PAGE), start=1):
+        name = "codebook_codes.png" if number == 1 else f"codebook_codes_{number}.png"
         page = slice(start, start + PAGE)
         labels = [str(code) for code in shown[page]]
-        write_png(out / name, draw_tiles(pictures[page], labels), {**about, "latents": f"{side}x{side} of one code"})
+        write_png(
+            out / name,
+            draw_tiles(pictures[page], labels),
+            {**about, "latents": f"the centre of {2 * side}x{2 * side} of one code"},
+        )
         files.append(out / name)
     return files

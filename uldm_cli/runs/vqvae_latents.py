@@ -15,11 +15,10 @@ from uldm_cli.runs.files import writable_folder, write_png
 from uldm_cli.runs.vqvae_look import (
     VIZ_OUT,
     Autoencoder,
+    Request,
     Source,
     by,
-    check_counts,
     check_out,
-    choose,
     looked,
 )
 from uldm_cli.runs.writer import drop_grey_channel
@@ -59,13 +58,9 @@ class Interpolation:
 
 def latents(
     paths: list[Path],
-    out: Path | None = None,
+    out: Path | None,
+    request: Request,
     *,
-    model: str | None = None,
-    config: Path | None = None,
-    device: str | None = None,
-    side: int | None = None,
-    batch_size: int | None = None,
     scale: float | None = None,
     style: Style = DEFAULT,
 ) -> Latents:
@@ -73,19 +68,14 @@ def latents(
 
     Args:
         paths: of files, or of folders, whose images are taken.
-        out: the file, .png, .svg or .pdf; by default in `viz_out`, named after the image where there is one.
-        model: its reference; see `choose`.
-        config: a YAML; see `choose`.
-        device: to compute on.
-        side: what the short side of each image is scaled to; None keeps it.
-        batch_size: how many images are computed at once.
+        out: the file, .png, .svg or .pdf; None is in `viz_out`, named after the image where there is one.
+        request: which autoencoder looks, and how it is shown images.
         scale: the value drawn white; None is the largest magnitude of them all.
         style: of the plot.
 
     Raises:
         UsageError: no such images or model, too many images, or `out` cannot be written.
     """
-    check_counts(size=side, batch_size=batch_size)
     if scale is not None and not scale > 0:
         raise UsageError(f"--scale is {scale:g}", "It is a number above 0")
     source = Source.of_all(paths)
@@ -94,8 +84,8 @@ def latents(
     [*_, stem] = source.stems.values()
     name = f"{Path(stem).name}_latents.png" if len(source.paths) == 1 else "latents.png"
     file = _chosen_file(out, VIZ_OUT / name, source)
-    opened = Autoencoder(choose(model, config), device)
-    found = list(looked(opened, source, side, batch_size, "encoding"))
+    opened = request.open()
+    found = list(looked(opened, source, request, "encoding"))
     values = [look.latent.numpy() for _, look in found]
     white = scale or max(largest(latent) for latent in values)
     pictures = [drop_grey_channel(picture.pixels.permute(1, 2, 0).numpy()) for picture, _ in found]
@@ -103,7 +93,7 @@ def latents(
     what = _what(opened)
     title = f"{what} of {ending_of(opened.name, 40)}; white is {white:.3g}, black {-white:.3g}"
     plot = draw_channels(pictures, values, names, white, title, style)
-    about = {"title": what, "model": opened.name, "images": ", ".join(names), "scale": f"{white:.9g}"}
+    about = opened.about("latents", title=what, images=", ".join(names), scale=f"{white:.9g}")
     writable_folder(file.parent)
     save_figure(plot, file, about, style)
     return Latents(opened, file, [picture.name for picture, _ in found], values[0].shape, white, source)
@@ -112,13 +102,10 @@ def latents(
 def interpolate(
     first: Path,
     last: Path,
-    out: Path | None = None,
+    out: Path | None,
+    request: Request,
     *,
     steps: int = 8,
-    model: str | None = None,
-    config: Path | None = None,
-    device: str | None = None,
-    side: int | None = None,
 ) -> Interpolation:
     """Draws what lies between two images: their latents mixed linearly, and each mixture decoded.
 
@@ -127,12 +114,9 @@ def interpolate(
     Args:
         first: the image at 0.
         last: the image at 1; of another size, it is scaled to cover the first, and its centre taken.
-        out: the .png to write; by default in `viz_out`, named after both.
+        out: the .png to write; None is in `viz_out`, named after both.
         steps: how many pictures, with both ends.
-        model: its reference; see `choose`.
-        config: a YAML; see `choose`.
-        device: to compute on.
-        side: what the short side of each image is scaled to; None keeps it.
+        request: which autoencoder looks, and how it is shown images.
 
     Raises:
         UsageError: no such images or model, a wrong number, or `out` cannot be written.
@@ -140,7 +124,6 @@ def interpolate(
     from uldm_cli.core.codes import blend
     from uldm_cli.core.images import to_uint8
 
-    check_counts(size=side)
     if not 2 <= steps <= MOST_STEPS:
         raise UsageError(f"--steps is {steps}", f"It is a number from 2, for both ends, to {MOST_STEPS}")
     for path in (first, last):
@@ -151,11 +134,11 @@ def interpolate(
     file = _chosen_file(out, VIZ_OUT / f"{first.stem}_to_{last.stem}.png", both)
     if file.suffix.lower() != ".png":
         raise UsageError(f"--out {file}: the strip is written as .png", "Choose a file that ends so")
-    opened = Autoencoder(choose(model, config), device)
-    start, end = _one_size(*(next(source.pictures(opened, side)) for source in sources))
+    opened = request.open()
+    start, end = _one_size(*(next(source.pictures(opened, request.side)) for source in sources))
     pictures = [drop_grey_channel(one) for one in to_uint8(blend(opened.module, opened.batch([start, end]), steps))]
     labels = [f"{i / (steps - 1):.2f}".rstrip("0").rstrip(".") for i in range(steps)]
-    about = {"model": opened.name, "first": first.name, "last": last.name, "steps": str(steps)}
+    about = opened.about("interpolate", first=first.name, last=last.name, steps=str(steps))
     writable_folder(file.parent)
     write_png(file, beside(pictures, labels, STRIP_LEAST), about)
     return Interpolation(opened, file, steps, start.size)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uldm_cli import console
+from uldm_cli import __version__, console
 from uldm_cli.errors import ConfigError, UsageError
 from uldm_cli.runs.checkpoints import Checkpoints
 from uldm_cli.runs.files import writable_folder
@@ -57,6 +57,29 @@ class Picture:
         return " and ".join(filter(None, (scaled, cut)))
 
 
+@dataclass(frozen=True)
+class Request:
+    """Which autoencoder is to look, and how it is shown images."""
+
+    model: str | None = None
+    """Its reference; see `choose`."""
+    config: Path | None = None
+    """A YAML; see `choose`."""
+    device: str | None = None
+    """To compute on."""
+    side: int | None = None
+    """What the short side of each image is scaled to; None keeps it, see `Autoencoder.fit`."""
+    batch_size: int | None = None
+    """How many images are computed at once; None is about 16."""
+
+    def __post_init__(self) -> None:
+        check_counts(size=self.side, batch_size=self.batch_size)
+
+    def open(self) -> Autoencoder:
+        """The autoencoder, its weights not read yet."""
+        return Autoencoder(choose(self.model, self.config), self.device)
+
+
 class Autoencoder:
     """The autoencoder that a reference means.
 
@@ -84,6 +107,11 @@ class Autoencoder:
     def module(self) -> nn.Module:
         """The network, float32 in evaluation mode; read when it is first needed."""
         return load_autoencoder(self.file).requires_grad_(False).to(self.device)
+
+    def about(self, command: str, **more: str) -> dict[str, str]:
+        """What its pictures say of how they were made, as text by keyword."""
+        made = {"command": f"uldm vqvae {command}", "version": __version__}
+        return {**made, "model": self.name, "step": str(self.file.header.step), **more}
 
     @property
     def has_codes(self) -> bool:
@@ -275,20 +303,21 @@ def batches(pictures: Iterator[Picture], batch_size: int | None) -> Iterator[lis
         yield held
 
 
-def looked(
-    model: Autoencoder, source: Source, side: int | None, batch_size: int | None, doing: str
-) -> Iterator[tuple[Picture, Look]]:
+def looked(model: Autoencoder, source: Source, request: Request, doing: str) -> Iterator[tuple[Picture, Look]]:
     """Every picture with what the autoencoder makes of it, under a progress bar; afterwards what was skipped or
     changed is said."""
-    changes: list[Picture] = []
+    changed: list[Picture] = []
+    model.module  # noqa: B018  # read now, before the progress counts time
     with console.progress(len(source.paths), doing, "images") as progress:
-        for batch in batches(source.pictures(model, side), batch_size):
+        left_out = len(source.skipped)
+        for batch in batches(source.pictures(model, request.side), request.batch_size):
             for picture, look in zip(batch, model.look(batch), strict=True):
                 yield picture, look
                 progress.advance()
                 if picture.change:
-                    changes.append(picture)
-    _say(source, changes, model.spec.factor)
+                    changed.append(picture)
+        progress.advance(len(source.skipped) - left_out)
+    _say(source, changed, model.spec.factor)
 
 
 def _say(source: Source, changed: list[Picture], factor: int) -> None:

@@ -11,10 +11,9 @@ from uldm_cli.runs.files import writable_folder, write_png
 from uldm_cli.runs.vqvae_look import (
     Autoencoder,
     Picture,
+    Request,
     Source,
-    check_counts,
     check_out,
-    choose,
     looked,
     named,
 )
@@ -87,12 +86,7 @@ class Result:
 def reconstruct(
     path: Path,
     out: Path,
-    *,
-    model: str | None = None,
-    config: Path | None = None,
-    device: str | None = None,
-    side: int | None = None,
-    batch_size: int | None = None,
+    request: Request,
 ) -> Result:
     """Writes the reconstruction of an image, or of each in a folder, under the same names as PNG, and measures it.
 
@@ -101,31 +95,26 @@ def reconstruct(
     Args:
         path: of a file or a folder.
         out: the folder to write to.
-        model: its reference; see `choose`.
-        config: a YAML; see `choose`.
-        device: to compute on.
-        side: what the short side of each image is scaled to; None keeps it.
-        batch_size: how many images are computed at once.
+        request: which autoencoder looks, and how it is shown images.
 
     Raises:
         UsageError: no such images or model, or `out` cannot be written to.
     """
     from uldm_cli.runs.vqvae_train import load_lpips
 
-    check_counts(size=side, batch_size=batch_size)
+    writable_folder(out, create=False)
     source = Source.of(path, out)
-    opened = Autoencoder(choose(model, config), device)
+    opened = request.open()
     outputs = {name: out / f"{stem}.png" for name, stem in source.stems.items()}
     source.say_shared()
     check_out(out, source, list(outputs.values()))
     lpips = load_lpips().to(opened.device)
-    about = {"model": opened.name, "step": str(opened.file.header.step)}
     done = []
     with Writer() as writer:
-        for picture, look in looked(opened, source, side, batch_size, "reconstructing"):
+        for picture, look in looked(opened, source, request, "reconstructing"):
             recon, file = recon_bytes(look, picture.name), outputs[picture.name]
             writable_folder(file.parent)
-            writer.submit(write_png, file, drop_grey_channel(recon), {**about, "image": picture.name})
+            writer.submit(write_png, file, drop_grey_channel(recon), opened.about("reconstruct", image=picture.name))
             figures = _measured(picture, recon, lpips)
             done.append(Reconstructed(picture.name, file, picture.original, picture.size, picture.change, figures))
     small = [one.image for one in done if "lpips" not in one.figures]

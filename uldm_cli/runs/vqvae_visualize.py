@@ -14,10 +14,9 @@ from uldm_cli.runs.files import atomic_write, writable_folder, write_png
 from uldm_cli.runs.vqvae_look import (
     Autoencoder,
     Picture,
+    Request,
     Source,
-    check_counts,
     check_out,
-    choose,
     looked,
 )
 from uldm_cli.runs.writer import drop_grey_channel
@@ -67,12 +66,7 @@ class Result:
 def visualize(
     path: Path,
     out: Path,
-    *,
-    model: str | None = None,
-    config: Path | None = None,
-    device: str | None = None,
-    side: int | None = None,
-    batch_size: int | None = None,
+    request: Request,
     style: Style = DEFAULT,
 ) -> Result:
     """Writes what an autoencoder makes of an image, or of each in a folder.
@@ -80,26 +74,22 @@ def visualize(
     Args:
         path: of a file or a folder.
         out: the folder to write to.
-        model: its reference; see `choose`.
-        config: a YAML; see `choose`.
-        device: to compute on.
-        side: what the short side of each image is scaled to; None keeps it.
-        batch_size: how many images are computed at once.
+        request: which autoencoder looks, and how it is shown images.
         style: of the histograms.
 
     Raises:
         UsageError: no such images or model, or `out` cannot be written to.
     """
-    check_counts(size=side, batch_size=batch_size)
+    writable_folder(out, create=False)
     source = Source.of(path, out)
-    opened = Autoencoder(choose(model, config), device)
+    opened = request.open()
     stems = source.stems
     endings = endings_of(opened)
     outputs = {name: [out / f"{stem}{ending}" for ending in endings] for name, stem in stems.items()}
     source.say_shared()
     check_out(out, source, [file for files in outputs.values() for file in files])
     done = []
-    for picture, look in looked(opened, source, side, batch_size, "visualizing"):
+    for picture, look in looked(opened, source, request, "visualizing"):
         files = outputs[picture.name]
         writable_folder(files[0].parent)
         figures = _write(opened, picture, look, files, style)
@@ -152,7 +142,7 @@ def recon_bytes(look: Look, name: str) -> Bytes:
 def _write(model: Autoencoder, picture: Picture, look: Look, files: list[Path], style: Style) -> dict[str, float]:
     original: Bytes = picture.pixels.permute(1, 2, 0).numpy()
     recon = recon_bytes(look, picture.name)
-    about = {"model": model.name, "image": picture.name, "step": str(model.file.header.step)}
+    about = model.about("visualize", image=picture.name)
     write_png(files[0], drop_grey_channel(recon), about)
     pair = [rgb(original), rgb(recon)]
     figures = dict(look.losses)

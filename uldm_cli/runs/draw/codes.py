@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from uldm_cli.runs.draw.grid import GAP, draw_grid
+from uldm_cli.runs.draw.grid import GAP
 from uldm_cli.runs.draw.overlay import FONT_SIZE, color_bar, colored, resized
 from uldm_cli.runs.draw.plot import COLORS, DEFAULT, LINE, Style, figure, styled
 
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
     Floats = NDArray[Any]
+    Scale = tuple[float, float]
 
 LEAST = 240  # pixels of width that a picture has at least where several stand side by side
 TILE = 60  # pixels of width that a code's picture has at least
 TILE_LABEL = 14  # pixels of height for its number below it
+STEEP = 30  # times the median: where the most used code is above, uses are drawn on a logarithmic scale
 COLUMNS = 16  # of codes on a page
 CELL, WIDEST = 1.5, 13.0  # inches: of a latent's channel, and of all of them
+INK = (60, 60, 60)  # of labels
 DEAD = "#b0b0b0"
 
 
@@ -44,27 +47,36 @@ def times(picture: Bytes, factor: int) -> Bytes:
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def beside(pictures: Sequence[Bytes], labels: Sequence[str], least: int = LEAST) -> Bytes:
-    """Pictures of one size side by side, `[H, W, 3]`, each below its label.
+def beside(pictures: Sequence[Bytes], labels: Sequence[str], least: int = LEAST, bar: Scale | None = None) -> Bytes:
+    """Pictures of one size side by side, `[H, W, 3]` on white, each below its label, and the bar of a scale.
 
-    Small ones are enlarged by a whole number until they are `least` pixels wide, so that labels fit and pixels show.
+    Small ones are enlarged by a whole number until they are `least` pixels wide, so that labels fit and pixels show;
+    above large ones the labels grow.
     """
-    factor = -(-least // pictures[0].shape[1])
-    return draw_grid([[times(rgb(picture), factor) for picture in pictures]], labels)
-
-
-def beside_map(pictures: Sequence[Bytes], map: Floats, scale: tuple[float, float], labels: Sequence[str]) -> Bytes:
-    """As `beside`, with a map `[h, w]` as the last picture, its pixels squares, and the bar of its scale."""
     import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
 
+    enlarged = [times(rgb(picture), -(-least // picture.shape[1])) for picture in pictures]
+    height, width = enlarged[0].shape[:2]
+    size = max(FONT_SIZE, width / 28)
+    band, gap = round(1.6 * size), max(GAP, round(width / 120))
+    ends = [] if bar is None else [color_bar(height, bar, "viridis", size)]
+    extra = sum(end.shape[1] for end in ends)
+    page = Image.new("RGB", (len(enlarged) * (width + gap) + gap + extra, band + height + gap), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(size)
+    for i, (picture, label) in enumerate(zip(enlarged, labels, strict=True)):
+        left = gap + i * (width + gap)
+        page.paste(Image.fromarray(picture), (left, band))
+        pen.text((left + width / 2, band / 2), label, fill=INK, font=font, anchor="mm")
+    for end in ends:
+        page.paste(Image.fromarray(end), (page.width - extra, band))
+    return np.asarray(page)
+
+
+def beside_map(pictures: Sequence[Bytes], map: Floats, scale: Scale, labels: Sequence[str]) -> Bytes:
+    """As `beside`, with a map `[h, w]` as the last picture, its pixels squares, and the bar of its scale."""
     size = (pictures[0].shape[0], pictures[0].shape[1])
-    drawn = beside([*pictures, colored(resized(map, size, "nearest"), scale, "viridis")], labels)
-    height = size[0] * -(-LEAST // size[1])
-    bar = color_bar(height, scale, "viridis")
-    right = np.full((len(drawn), bar.shape[1], 3), 255, np.uint8)
-    top = len(drawn) - GAP - height
-    right[top : top + height] = bar
-    return np.concatenate([drawn, right], axis=1)
+    return beside([*pictures, colored(resized(map, size, "nearest"), scale, "viridis")], labels, bar=scale)
 
 
 def draw_usage(counts: Floats, title: str, what: str, *, dead: bool, style: Style = DEFAULT) -> Figure:
@@ -82,16 +94,23 @@ def draw_usage(counts: Floats, title: str, what: str, *, dead: bool, style: Styl
 
     ordered = np.sort(counts)[::-1]
     shown = ordered if dead else ordered[ordered > 0]
+    positive = ordered[ordered > 0]
+    steep = len(positive) > 0 and positive[0] > STEEP * np.median(positive)
     made, [[axes]] = figure(size=(6.0, 3.2), style=style)
     with styled(style):
         axes.stairs(shown, np.arange(len(shown) + 1) + 0.5, fill=True, color=COLORS[0])
         if dead:
             axes.axhline(counts.mean(), color=COLORS[5], linestyle="--", linewidth=1, label="if all were used equally")
             axes.legend(loc="upper right")
-        axes.set(title=title, xlabel="codes, the most used first", ylabel=what, xlim=(0.5, len(shown) + 0.5), ylim=0)
+        axes.set(title=title, xlabel="codes, the most used first", ylabel=what, xlim=(0.5, len(shown) + 0.5))
+        if steep:
+            axes.set_yscale("log", nonpositive="clip")
+            axes.set_ylim(bottom=0.8 * positive[-1])
+        else:
+            axes.set_ylim(bottom=0)
         axes.grid(False, axis="x")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if not dead and shown.max(initial=0) < 10:
+        if not steep and shown.max(initial=0) < 10 and not dead:
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return made
 
@@ -148,7 +167,7 @@ def draw_tiles(pictures: Sequence[Bytes], labels: Sequence[str], columns: int = 
         row, column = divmod(number, columns)
         left, top = 2 * GAP + column * across, 2 * GAP + row * down
         page.paste(Image.fromarray(times(picture, factor)), (left, top))
-        pen.text((left + width / 2, top + height + TILE_LABEL / 2), label, fill=(60, 60, 60), font=font, anchor="mm")
+        pen.text((left + width / 2, top + height + TILE_LABEL / 2), label, fill=INK, font=font, anchor="mm")
     return np.asarray(page)
 
 
@@ -191,19 +210,18 @@ def draw_posterior(mean: Floats, deviation: Floats, title: str, style: Style = D
     """How the means and standard deviations of a latent, `[z, h, w]` each, are distributed, a line a channel."""
     import numpy as np
 
-    made, [[left, right]] = figure(1, 2, size=(7.0, 3.0), style=style)
-    logarithms = np.log10(deviation)
+    made, [panels] = figure(1, 2, size=(7.0, 3.4), style=style)
+    names = ("mean", "standard deviation, its logarithm to the base 10")
     with styled(style):
         made.suptitle(title)
-        for axes, values, scaled in ((left, mean, mean), (right, deviation, logarithms)):
-            low, high = float(scaled.min()), float(scaled.max())
-            edges = np.linspace(low, high, 41) if high > low else np.linspace(low - 0.5, high + 0.5, 3)
+        for axes, name, values in zip(panels, names, (mean, np.log10(deviation)), strict=True):
+            low, high = float(values.min()), float(values.max())
+            edges = np.linspace(low, high, 41) if high > low else np.array([low - 0.5, low + 0.5])
             for number, channel in enumerate(values):
-                counts = np.histogram(channel, edges if axes is left else 10**edges)[0]
-                axes.stairs(counts, edges if axes is left else 10**edges, label=f"channel {number}")
-        right.set_xscale("log")
-        left.set(xlabel="mean", ylabel="latents", ylim=0)
-        right.set(xlabel="standard deviation", ylim=0)
-        if len(mean) <= 8:
-            left.legend()
+                lines = axes.stairs(*np.histogram(channel, edges), label=f"channel {number}", baseline=0)
+                lines.set_linewidth(1.2)
+            axes.set(xlabel=name, ylim=0)
+        panels[0].set_ylabel("latents")
+        if len(mean) <= len(COLORS):
+            made.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(mean))
     return made
