@@ -81,9 +81,8 @@ def test_a_checkpoint(tiny_ldm: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_overrides_change_the_config(capsys: pytest.CaptureFixture[str]) -> None:
     config = CONFIGS / "fruits64" / "vqvae.yaml"
-    wide = "autoencoder.down_channels=[32,64,96]"
-    document = diagram(capsys, config, wide, "autoencoder.mid_channels=[96,96]")
-    assert [stage["channels"] for stage in document["pictures"][0]["stages"]][1:4] == [64, 96, 96]
+    document = diagram(capsys, config, "autoencoder.attn_down=[false,true]")
+    assert [stage["heads"] for stage in document["pictures"][0]["stages"]][1:4] == [None, 4, 4]
 
 
 def test_a_sampling_config_names_its_model(tiny_ldm: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,6 +94,12 @@ def test_training_takes_the_autoencoder_named_and_its_images_size(capsys: pytest
     Path("train.yaml").write_text("kind: ldm-train\nautoencoder: fruits64\n")
     document = diagram(capsys, "train.yaml")
     assert document["pictures"][1]["facts"][1] == "input 4×16×16"  # noqa: RUF001
+
+
+def test_a_title_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+    document = diagram(capsys, "--title", "Our model", "--part", "unet", "--out", "a.svg")
+    assert document["model"] == "fruits64"
+    assert ">Our model<" in Path("a.svg").read_text()
 
 
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

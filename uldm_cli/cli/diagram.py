@@ -11,7 +11,7 @@ from uldm_cli.cli.options import Arguments, Command, Dpi, FontSize, Json, Quiet
 EXAMPLES = """
 Examples:
   uldm vqvae diagram                                         the embedded model: its autoencoder and its U-Net
-  uldm vqvae diagram configs/fruits64/vqvae.yaml autoencoder.down_channels=[32,64,96]
+  uldm vqvae diagram configs/fruits64/vqvae.yaml autoencoder.attn_down=[false,true]
   uldm vqvae diagram --model zoo:cin256 --out cin.svg        cin_autoencoder.svg and cin_unet.svg; needs no download
   uldm vqvae diagram --config cin256.yaml --part unet --out unet.pdf
 
@@ -32,6 +32,10 @@ Model = Annotated[
 Part = Annotated[
     str | None,
     typer.Option("--part", metavar="autoencoder|unet", help="Draw this one only (default: what there is)."),
+]
+Title = Annotated[
+    str | None,
+    typer.Option("--title", metavar="TEXT", help="Above the pictures (default: the model's name, or the config's)."),
 ]
 Out = Annotated[
     Path | None,
@@ -56,6 +60,7 @@ def diagram(
     arguments: Arguments = None,
     model: Model = None,
     part: Part = None,
+    title: Title = None,
     out: Out = None,
     dpi: Dpi = 150,
     font_size: FontSize = 9.0,
@@ -69,7 +74,7 @@ def diagram(
 
     config, overrides = split_arguments(arguments or [])
     described = read(config, overrides, model)
-    pictures = draw(described, out, part, Style(dpi, font_size))
+    pictures = draw(described, out, part, title=title, style=Style(dpi, font_size))
     console.result(
         {"command": "vqvae diagram", "model": described.name, "pictures": [one.as_json() for one in pictures]},
         columns=("picture", "shows", "parameters"),

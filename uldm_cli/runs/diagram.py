@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -136,7 +136,12 @@ def _to_be_trained(spec: DiffusionTraining) -> LatentDiffusionModel:
 
 
 def draw(
-    described: Described, out: Path | None = None, part: str | None = None, style: Style = DEFAULT
+    described: Described,
+    out: Path | None = None,
+    part: str | None = None,
+    *,
+    title: str | None = None,
+    style: Style = DEFAULT,
 ) -> list[Picture]:
     """Writes a picture of the autoencoder, and of the U-Net where there is one.
 
@@ -144,6 +149,7 @@ def draw(
         described: by `read`.
         out: a folder, or a file that ends in .png, .svg or .pdf; of two pictures, each adds its part's name to it.
         part: one of PARTS, to draw it alone.
+        title: above the pictures; by default the name.
         style: how they are printed.
 
     Raises:
@@ -158,7 +164,8 @@ def draw(
         spec: Any = getattr(described.model, "backbone" if name == "unet" else "autoencoder")
         picture = Picture(name, architecture, path, spec.model_dump(mode="json"))
         about = {"title": f"{name} of {described.name}", "config": json.dumps(picture.config)}
-        save_figure(architecture_figure(architecture, style), path, about, style)
+        titled = architecture if title is None else replace(architecture, name=title)
+        save_figure(architecture_figure(titled, style), path, about, style)
         pictures.append(picture)
     return pictures
 
