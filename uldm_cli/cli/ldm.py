@@ -41,6 +41,7 @@ from uldm_cli.cli.sampling import (
     show_plan,
     show_result,
 )
+from uldm_cli.cli.training import add_train
 
 app = typer.Typer()
 
@@ -142,30 +143,10 @@ def _run(
 _add("sample", "Sample images, and draw what they look like on the way.", SAMPLE_EXAMPLES)
 _add("grid", "Sample images, and draw them as one picture: a column a step, a row a sample.", GRID_EXAMPLES)
 explain.add_to(app)
-
-
-@app.command(cls=Command, help="Train a latent diffusion model on a trained autoencoder.", epilog=TRAIN_EXAMPLES)
-def train(
-    arguments: Arguments = None,
-    batch_size: BatchSize = None,
-    seed: Seed = None,
-    outdir: Outdir = None,
-    resume: Resume = False,
-    dry_run: DryRun = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    device: Device = None,
-    precision: Precision = None,
-) -> None:
-    from uldm_cli.cli.training import show_preview, show_result, training_flags
-    from uldm_cli.runs import ldm_train
-    from uldm_cli.specs.load import load_config, split_arguments
-    from uldm_cli.specs.training import DiffusionTraining
-
-    config, overrides = split_arguments(arguments or [])
-    spec = load_config(DiffusionTraining, config, overrides, training_flags(batch_size, seed, device, precision))
-    plan = ldm_train.plan(spec, outdir, config, resume=resume)
-    if dry_run:
-        show_preview(ldm_train.preview(plan))
-    else:
-        show_result(ldm_train.run(plan))
+add_train(
+    app,
+    "Train a latent diffusion model on a trained autoencoder.",
+    TRAIN_EXAMPLES,
+    run="ldm_train",
+    config="DiffusionTraining",
+)

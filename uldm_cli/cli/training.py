@@ -1,8 +1,24 @@
-"""What `uldm vqvae train` and `uldm ldm train` show of a run."""
+"""`uldm vqvae train` and `uldm ldm train`: the command that both are, and what it shows of a run."""
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import typer
 
 from uldm_cli import console
+from uldm_cli.cli.options import (
+    Arguments,
+    BatchSize,
+    Command,
+    Device,
+    DryRun,
+    Json,
+    Outdir,
+    Precision,
+    Quiet,
+    Resume,
+    Seed,
+)
 
 if TYPE_CHECKING:
     from uldm_cli.runs.metrics import Line
@@ -23,15 +39,48 @@ LABELS = {
 }
 
 
-def training_flags(
-    batch_size: int | None, seed: int | None, device: str | None, precision: str | None
-) -> dict[str, object]:
-    """The flags of a training command as named overrides of its config."""
-    given = {"batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
-    return {f"train.{name}": value for name, value in given.items()}
+def add_train(app: typer.Typer, about: str, examples: str, run: str, config: str) -> None:
+    """Adds `train` to a group.
+
+    Args:
+        app: the group.
+        about: the help.
+        examples: below it.
+        run: the module of `runs` that does it; it has `plan`, `preview` and `run`.
+        config: the class in `specs.training` of its config.
+    """
+
+    def train(
+        arguments: Arguments = None,
+        batch_size: BatchSize = None,
+        seed: Seed = None,
+        outdir: Outdir = None,
+        resume: Resume = False,
+        dry_run: DryRun = False,
+        json: Json = False,
+        quiet: Quiet = False,
+        device: Device = None,
+        precision: Precision = None,
+    ) -> None:
+        from uldm_cli.specs import training
+        from uldm_cli.specs.load import load_config, split_arguments
+
+        runs: Any = import_module(f"uldm_cli.runs.{run}")
+        flags = {"batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
+        path, overrides = split_arguments(arguments or [])
+        spec = load_config(
+            getattr(training, config), path, overrides, {f"train.{name}": value for name, value in flags.items()}
+        )
+        plan = runs.plan(spec, outdir, path, resume=resume)
+        if dry_run:
+            _show_preview(runs.preview(plan))
+        else:
+            _show_result(runs.run(plan))
+
+    app.command(cls=Command, help=about, epilog=examples)(train)
 
 
-def show_preview(preview: "Preview") -> None:
+def _show_preview(preview: "Preview") -> None:
     """The plan of a run, for `--dry-run`."""
     plan, train = preview.plan, preview.plan.train
     epochs = train.steps * train.batch_size / preview.images
@@ -63,7 +112,7 @@ def show_preview(preview: "Preview") -> None:
     console.result(data, title=f"To be trained in {plan.folder}", rows=rows, summary=end)
 
 
-def show_result(result: "Result") -> None:
+def _show_result(result: "Result") -> None:
     """What a finished run reached."""
     plan, model = result.plan, result.checkpoint / "model.safetensors"
     data = {
