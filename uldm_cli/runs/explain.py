@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from uldm_cli import console
-from uldm_cli.runs.draw.explain import Bars, draw_sheet, enlarged, layout
+from uldm_cli.runs.draw.explain import Bars, draw_sheet, enlarged, framed, layout
 from uldm_cli.runs.draw.overlay import overlaid, resized
 from uldm_cli.runs.explain_plan import ExplainPlan, plan_explain
 from uldm_cli.runs.files import writable_folder, write_png
@@ -138,7 +138,7 @@ class Eye:
         asked = self._plan.spec.saliency
         if asked.box is not None:
             return box_mean(decoder(self._model), asked.box, self._plan.image_size)
-        return x0_energy if asked.target == "x0" else eps_energy
+        return x0_energy if asked.meant == "x0" else eps_energy
 
     def _seed(self, index: int) -> int:
         spec = self._plan.spec
@@ -191,7 +191,7 @@ class Pictures:
     """The pictures of a kind: images, or maps laid over them."""
 
     def __init__(self, plan: ExplainPlan, kind: str, seen: Seen) -> None:
-        self._plan, self._images = plan, seen.images
+        self._plan, self._kind, self._images = plan, kind, seen.images
         self._maps: Mapping[int, Sequence[Map]] = seen.maps.get(kind, {})
         self._layout = layout(plan.image_size, len(plan.logged))
         self._per = plan.spec.overlay.scale_of(kind)
@@ -208,14 +208,17 @@ class Pictures:
 
     def sheet(self, title: Sequence[str]) -> Picture:
         """All in one."""
-        rows = [
-            [self._drawn(index, column, self._layout.factor) for column in range(len(self._plan.logged))]
-            for index in range(self._plan.spec.num)
-        ]
+        columns = range(len(self._plan.logged))
+        rows = [[self._in_sheet(index, column) for column in columns] for index in range(self._plan.spec.num)]
         overlay = self._plan.spec.overlay
         colormap = "gray" if overlay.mode == "none" else overlay.colormap
         bars = Bars(self._per, self._scales, colormap) if self._scales else None
         return draw_sheet(self._layout, rows, self._plan.logged, title, bars)
+
+    def _in_sheet(self, index: int, column: int) -> Picture:
+        picture = self._drawn(index, column, self._layout.factor)
+        box = self._plan.marked(self._kind)
+        return picture if box is None else framed(picture, box, self._layout.factor)
 
     def scale_text(self, index: int, column: int) -> dict[str, str]:
         """What the colours of a picture mean, if it has any."""

@@ -70,6 +70,12 @@ class ExplainPlan(Plan):
         gradients = 1 if self.spec.saliency.method == "gradient" else self.spec.saliency.samples
         return gradients * ("saliency" in self.spec.maps) + ("attention" in self.spec.maps)
 
+    def marked(self, kind: str) -> tuple[int, int, int, int] | None:
+        """The part of the image that a map is about, as left, top, width and height, if it is about one."""
+        if kind == "attention" and self.spec.attention.query is not None:
+            return (*self.spec.attention.query, 1, 1)
+        return self.spec.saliency.box if kind == "saliency" else None
+
     def title(self, kind: str) -> list[str]:
         """What stands above a sheet, in phrases."""
         return [*self._made_with, self._shown(kind)]
@@ -96,7 +102,7 @@ class ExplainPlan(Plan):
             box = ",".join(map(str, saliency.box or ()))
             targets = {"x0": "the predicted clean latent", "eps": "the predicted noise", "box": f"the box {box}"}
             methods = {"gradient": "saliency", "smoothgrad": "SmoothGrad", "integrated": "integrated gradients"}
-            return f"{methods[saliency.method]} for {targets[saliency.target]}"
+            return f"{methods[saliency.method]} for {targets[saliency.meant]}"
         chosen = self.spec.attention
         what = "received" if chosen.query is None else "of the pixel {},{}".format(*chosen.query)
         which = self.layers[0] if len(self.layers) == 1 else f"{len(self.layers)} layers"

@@ -1,7 +1,7 @@
 """What `uldm ldm explain` is told besides what every sampling is: which maps to make of a step, how to draw them."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -29,10 +29,6 @@ def _numbers_as_text(count: int) -> Callable[[object], object]:
     return read
 
 
-def _default_target(data: dict[str, Any]) -> Target:
-    return "x0" if data.get("box") is None else "box"
-
-
 class Part(BaseModel):
     """One group of settings."""
 
@@ -45,10 +41,10 @@ class Saliency(Part):
     box: Annotated[tuple[int, int, int, int] | None, BeforeValidator(_numbers_as_text(4))] = Field(
         None, description="x,y,w,h in pixels: left, top, width and height of the part of the image that is meant."
     )
-    target: Target = Field(
-        default_factory=_default_target,
-        description="Energy of the predicted clean latent or of the predicted noise, or the mean of a box of the "
-        "decoded image; x0 by default, and box where one is given.",
+    target: Target | None = Field(
+        None,
+        description="x0 or eps, the energy of the predicted clean latent or noise, or box, the mean of that part of "
+        "the decoded image; null is box where one is given, and else x0.",
     )
     method: Literal["gradient", "smoothgrad", "integrated"] = Field(
         "gradient",
@@ -61,13 +57,18 @@ class Saliency(Part):
 
     @field_validator("target")
     @classmethod
-    def _target_fits(cls, target: str, info: ValidationInfo) -> str:
+    def _target_fits(cls, target: str | None, info: ValidationInfo) -> str | None:
         box = info.data.get("box", ())  # not there: the box itself is wrong
         if target == "box" and box is None:
             raise problem("it is not said which box", "Give it as --saliency-box x,y,w,h")
-        if target != "box" and box:
+        if target in ("x0", "eps") and box:
             raise problem(f"a box is given too, and the target is {target}", "Leave one of the two out")
         return target
+
+    @property
+    def meant(self) -> Target:
+        """The target, also where it is not named."""
+        return self.target or ("x0" if self.box is None else "box")
 
     @field_validator("box")
     @classmethod

@@ -87,6 +87,20 @@ def enlarged(picture: Bytes, factor: int) -> Bytes:
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
+def framed(picture: Bytes, box: tuple[int, int, int, int], factor: int) -> Bytes:
+    """An enlarged picture with a frame around pixels of the image: `box` is their left, top, width and height."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    x, y, w, h = (side * factor for side in box)
+    drawn = Image.fromarray(picture)
+    pen = ImageDraw.Draw(drawn)
+    # White within black is seen on any ground.
+    for grow, colour, line in ((1, "black", 3), (0, "white", 1)):
+        pen.rectangle([x - 1 - grow, y - 1 - grow, x + w + grow, y + h + grow], outline=colour, width=line)
+    return np.asarray(drawn)
+
+
 def draw_sheet(
     how: Layout, rows: Sequence[Sequence[Bytes]], steps: Sequence[int], title: Sequence[str], bars: Bars | None = None
 ) -> Bytes:
