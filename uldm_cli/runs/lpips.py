@@ -13,8 +13,6 @@ from uldm_cli.runs.files import writable_folder, write_png
 from uldm_cli.runs.perceptual import Backbone, Metric, load_metric
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
@@ -144,34 +142,39 @@ def compare_folders(first: Path, second: Path, look: Look, out: Path | None = No
     )
 
 
+def image_files(folder: Path) -> list[Path]:
+    """The images in a folder and its sub-folders, sorted; hidden ones are passed over.
+
+    Raises:
+        UsageError: there are none, or the folder cannot be read.
+    """
+    from uldm_cli.core.images import EXTENSIONS
+
+    try:
+        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    except OSError as error:
+        raise UsageError(f"the folder {folder} cannot be read ({error.strerror})", "Check its permissions") from error
+    shown = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if not shown:
+        raise UsageError(f"no images in {folder}", f"Looked for {' '.join(sorted(EXTENSIONS))}, in sub-folders too")
+    return shown
+
+
 def _images(folder: Path) -> dict[str, str]:
     """The images in a folder, by their path in it without the ending.
 
     Raises:
         UsageError: there are none, or two differ by the ending alone.
     """
-    from uldm_cli.core.images import EXTENSIONS
-
     found: dict[str, str] = {}
-    for path in _files(folder):
+    for path in image_files(folder):
         relative = path.relative_to(folder)
-        if path.suffix.lower() not in EXTENSIONS or any(part.startswith(".") for part in relative.parts):
-            continue
         name = relative.with_suffix("").as_posix()
         if name in found:
             hint = "Images are paired by their names without the ending"
             raise UsageError(f"{folder} holds both {found[name]} and {relative.as_posix()}", hint)
         found[name] = relative.as_posix()
-    if not found:
-        raise UsageError(f"no images in {folder}", f"Looked for {' '.join(sorted(EXTENSIONS))}, in sub-folders too")
     return found
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    try:
-        yield from sorted(path for path in folder.rglob("*") if path.is_file())
-    except OSError as error:
-        raise UsageError(f"the folder {folder} cannot be read ({error.strerror})", "Check its permissions") from error
 
 
 def _read(path: Path, size: int | None) -> Tensor:

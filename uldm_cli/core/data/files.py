@@ -44,11 +44,18 @@ class FileImages:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         name = self.names[index]
+        return decode_image(self._content(name), self.channels, self.size, name), self._labels[index]
+
+    def side(self, index: int) -> int:
+        """The short side of an image as it is stored, in pixels."""
+        name = self.names[index]
+        return min(decode_image(self._content(name), self.channels, name=name).shape[1:])
+
+    def _content(self, name: str) -> bytes:
         try:
-            content = self._source.read(name)
+            return self._source.read(name)
         except _READ_ERRORS as error:
             raise ImageError(name, f"cannot be read ({error})") from error
-        return decode_image(content, self.channels, self.size, name), self._labels[index]
 
 
 def open_images(root: str | Path, *, size: int, channels: int = 3, strict: bool = False) -> FileImages:
