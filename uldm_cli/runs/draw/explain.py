@@ -96,8 +96,8 @@ def framed(picture: Bytes, box: tuple[int, int, int, int], factor: int) -> Bytes
     drawn = Image.fromarray(picture)
     pen = ImageDraw.Draw(drawn)
     # White within black is seen on any ground.
-    for grow, colour, line in ((1, "black", 3), (0, "white", 1)):
-        pen.rectangle([x - 1 - grow, y - 1 - grow, x + w + grow, y + h + grow], outline=colour, width=line)
+    for away, colour, line in ((3, "black", 3), (2, "white", 1)):
+        pen.rectangle([x - away, y - away, x + w + away - 1, y + h + away - 1], outline=colour, width=line)
     return np.asarray(drawn)
 
 
