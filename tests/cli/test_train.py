@@ -296,7 +296,7 @@ def refused(uldm_main, says, *args):
         (["autoencoder.mid_channels=[64,64]"], "begins and ends with 128, the last of down_channels"),
         (["autoencoder.down_sample=[true]"], "expected 2 entries, one for each step from a width"),
         (["autoencoder.attn_down=[]"], "expected 2 entries, one for each step from a width"),
-        (["autoencoder=kl"], "unknown autoencoder 'kl'"),
+        (["autoencoder=kl"], "'kl' cannot be trained here"),
         (["autoencoder.quantizer=emma"], "unknown quantizer 'emma'. Did you mean 'ema'?"),
         (["data=images", "data.root=photos"], "data.channels: expected 1, the channels of the autoencoder's images"),
         (["data.size=30"], "data.size=30 (command line): expected a multiple of 4"),
@@ -357,8 +357,8 @@ def test_a_folder_that_is_not_writable(uldm_main):
     [
         ([], "there is no trained autoencoder in outputs. Run `uldm vqvae train` first, or name one: autoencoder=PATH"),
         (["autoencoder=friuts64"], "there is no model 'friuts64'. Did you mean 'fruits64'?"),
-        (["autoencoder=empty"], "empty is a folder without a checkpoint"),
-        (["autoencoder=junk.safetensors"], "junk.safetensors is not a safetensors file"),
+        (["autoencoder=empty"], "empty holds no model that uldm knows"),
+        (["autoencoder=junk.safetensors"], "junk.safetensors is not a checkpoint of PyTorch"),
         (
             ["autoencoder=fruits64", "data=tiny"],
             "data.channels: expected 3, the channels of the autoencoder's images, got 1",

@@ -16,8 +16,8 @@ from uldm_cli.errors import PluginError, UsageError, nearest
 
 # Each is a module of this package with an `app`, a typer.Typer, whose commands are of the class Command.
 GROUPS = {
-    "vqvae": "Autoencoders: train a VQ-VAE.",
-    "ldm": "Latent diffusion: train a model, sample from it.",
+    "vqvae": "Autoencoders: train a VQ-VAE, look inside one.",
+    "ldm": "Latent diffusion: train a model, sample from it, see where it looks.",
     "viz": "Pictures: films of sampling, schedules, curves, distances; how one was made.",
     "convert": "Models between layouts; what is in one; the published ones.",
     "config": "Configs: show one, check one, begin one; the schemas behind them.",
