@@ -9,7 +9,7 @@ from torch import Tensor
 
 from uldm_cli import assets
 from uldm_cli.core.images import decode_image
-from uldm_cli.core.lpips import LPIPS, NETS, Net, drawn_features
+from uldm_cli.core.lpips import LPIPS, NETS, Net, drawn_features, full_precision
 from uldm_cli.errors import UldmError, UsageError
 from uldm_cli.formats.native import load_tensors
 
@@ -106,6 +106,14 @@ def test_vectors_are_as_far_apart_as_the_images(net: Net) -> None:
     a, b = images(32, 40)
     apart = (lpips.embed(a) - lpips.embed(b)).square().sum(1)
     torch.testing.assert_close(apart, lpips(a, b).flatten(), rtol=1e-4, atol=1e-6)
+
+
+def test_full_precision_ends_with_its_block() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with full_precision():
+        assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.enabled
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_drawn_features_are_the_same_every_time() -> None:

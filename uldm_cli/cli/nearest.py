@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from uldm_cli.runs.nearest import Answer, Neighbour, Sample
 
 Samples = Annotated[
-    list[Path], typer.Argument(metavar="SAMPLE...", help="Image files, and folders of them.", show_default=False)
+    list[Path], typer.Argument(metavar="SAMPLE", help="Image files, and folders of them.", show_default=False)
 ]
 Data = Annotated[
     str,

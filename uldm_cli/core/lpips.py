@@ -1,6 +1,7 @@
 """LPIPS: learned perceptual image patch similarity (Zhang et al. 2018), version 0.1, over one of three networks."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -131,6 +132,12 @@ class LPIPS(nn.Module):
             bottom = 0 if normalize else -1
             if not (low >= bottom - _SLACK and high <= 1 + _SLACK):  # so that NaN is refused, too
                 raise UsageError(f"LPIPS was given values from {low:g} to {high:g}, and takes {bottom} to 1")
+
+
+def full_precision() -> AbstractContextManager[None]:
+    """For distances that are reported: convolutions on CUDA would else round their input to TF32's 10 bits."""
+    now = torch.backends.cudnn
+    return now.flags(enabled=now.enabled, benchmark=now.benchmark, deterministic=now.deterministic, allow_tf32=False)
 
 
 def total(differences: list[Tensor]) -> Tensor:

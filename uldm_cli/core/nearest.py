@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from uldm_cli.core.lpips import LPIPS
+from uldm_cli.core.lpips import LPIPS, full_precision
 
 _EMBEDDED_AT_ONCE = 32
 
@@ -66,7 +66,8 @@ class Search:
 @torch.inference_mode()
 def embed(lpips: LPIPS, images: Tensor) -> Tensor:
     """`LPIPS.embed` of images uint8 `[N, C, H, W]`, on the device that `lpips` is on."""
-    return lpips.embed(images.to(lpips.shift.device).float() / 127.5 - 1)
+    with full_precision():
+        return lpips.embed(images.to(lpips.shift.device).float() / 127.5 - 1)
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:

@@ -197,7 +197,7 @@ def _compare(name: str, images: tuple[Tensor, Tensor], metric: Metric) -> Compar
     """Distance and map of two images, uint8 `[3, H, W]`; the second is brought to the first's size."""
     import torch
 
-    from uldm_cli.core.lpips import spatial_map, total
+    from uldm_cli.core.lpips import full_precision, spatial_map, total
 
     first, second = images
     size = (first.shape[1], first.shape[2])
@@ -210,7 +210,7 @@ def _compare(name: str, images: tuple[Tensor, Tensor], metric: Metric) -> Compar
         raise UsageError(what, "Give --size 64 or more")
     device = next(metric.module.parameters()).device
     x0, x1 = (image[None].to(device).float() / 127.5 - 1 for image in (first, second))
-    with torch.inference_mode():
+    with torch.inference_mode(), full_precision():
         differences = metric.module.differences(x0, x1)
         distance, places = total(differences).item(), spatial_map(differences, size)[0, 0]
     return Compared(name, distance, size, resized, places.cpu().numpy())
