@@ -42,7 +42,7 @@ def test_help_loads_no_torch_no_pydantic_and_no_yaml() -> None:
     assert loaded("--help") == {"typer", "rich"}
 
 
-@pytest.mark.parametrize("group", ["vqvae", "ldm", "config", "plugins"])
+@pytest.mark.parametrize("group", ["vqvae", "ldm", "viz", "config", "plugins"])
 def test_help_of_a_group_and_its_commands_loads_nothing_heavy(group: str) -> None:
     from uldm_cli.cli.app import builtin_group
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from uldm_cli.runs.draw.legend import legend_below
 from uldm_cli.runs.draw.plot import COLORS, DEFAULT, TEXT, Style, figure, styled
 
 if TYPE_CHECKING:
@@ -82,4 +83,4 @@ def _legend(made: Figure, axes: Any, courses: Sequence[Course]) -> None:
         handles, names = [axes.lines[0], axes.lines[-1]], [f"{len(courses)} samples", "their mean"]
     else:
         handles, names = list(axes.lines), [course.name for course in courses]
-    made.legend(handles, names, loc="outside lower center", ncols=min(len(names), 7), frameon=False)
+    legend_below(made, handles, names)
