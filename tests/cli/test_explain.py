@@ -122,6 +122,7 @@ def test_a_model_s_own_defaults_lie_below_but_not_what_sampling_saves(explain, t
         (["--attention-query", "-1,1"], "--attention-query -1,1: expected 2 whole numbers"),
         (["--attention-query", "32,0"], "--attention-query 32,0 is outside the image. Images are 32 x 32 pixels"),
         (["--attention-resolution", "16"], "--attention-resolution 16: there are no such maps. There are: 4x4"),
+        (["--attention-resolution", "8", "--attention-layer", "middle_block.1"], "There are: 4x4"),
         (["--attention-resolution", "big"], "--attention-resolution big"),
         (["--attention-layer", "input_blocks.0"], "input_blocks.0"),
         (["--attention-head", "9"], "head"),

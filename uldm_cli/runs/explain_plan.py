@@ -162,12 +162,14 @@ def _attention(spec: Explaining, plan: Plan) -> tuple[tuple[str, ...], int | Non
     from uldm_cli.core.loading import Undrawn
 
     with Undrawn():
-        there = layers(model_config(plan.model, LatentDiffusionModel).build().denoiser.backbone)
-    if not any(layer.kind == "self" for layer in there):
+        backbone = model_config(plan.model, LatentDiffusionModel).build().denoiser.backbone
+    there = [layer for layer in layers(backbone) if layer.kind == "self"]
+    if not there:
         if "save" in spec.model_fields_set or spec.attention != Attention():
             raise ConfigError(f"--save: {plan.model.name} has no attention", "It has: image, saliency")
         return (), None
-    factor = _factor(spec.attention.resolution, {layer.factor for layer in there}, _latent_size(plan))
+    named = [layer for layer in there if layer.name == spec.attention.layer]
+    factor = _factor(spec.attention.resolution, {layer.factor for layer in named or there}, _latent_size(plan))
     view = _view(spec.attention, factor, plan.image_size)
     return tuple(layer.name for layer in chosen(there, view)), factor
 
