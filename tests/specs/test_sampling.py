@@ -21,7 +21,7 @@ def refusal(**fields):
 def test_nothing_given_is_the_documented_default():
     spec = make()
     assert spec.sampler == DDIM(steps=200, eta=1.0)
-    assert (spec.model, spec.weights, spec.num, spec.seed, spec.show) == (None, "ema", 1, 1125, "x_t")
+    assert (spec.model, spec.weights, spec.num, spec.seed, spec.show) == (None, None, 1, 1125, "x_t")
     assert spec.save == ("image", "latent")
     assert spec.step_size == 40
     assert list(spec.sample_seeds) == [1125]
