@@ -78,8 +78,11 @@ def test_a_flat_run_s_pictures_in_the_order_of_their_steps(pictures):
 
 
 @pytest.mark.parametrize("what", ["saliency", "attention"])
-def test_maps_of_explain_are_films_too(pictures, what):
-    assert [picture[0, 0, 0] for picture in shown(pictures(what), what=what)] == [80, 160, 200]
+def test_maps_of_explain_are_films_too(pictures, what, capsys):
+    folder = pictures(what)
+    assert [picture[0, 0, 0] for picture in shown(folder, what=what)] == [80, 160, 200]
+    assert "no figure" not in capsys.readouterr().err  # such a run cannot have the numbers
+    assert run(Request(folder, what=what)).film == folder / f"trajectory_{what}.gif"
 
 
 def test_samples_stand_side_by_side_or_one_is_chosen(raw_run, tmp_path):

@@ -24,7 +24,9 @@ Run = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="FILE", help="The film: .gif, .apng (or .png), .mp4 (default: RUN/trajectory.gif)."),
+    typer.Option(
+        "--out", metavar="FILE", help="The film: .gif, .apng (or .png), .mp4 (default: trajectory.gif in the run)."
+    ),
 ]
 What = Annotated[str, typer.Option("--what", metavar="KIND", help="Its pictures: image, latent, saliency, attention.")]
 Fps = Annotated[

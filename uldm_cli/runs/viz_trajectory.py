@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
 
+DRAWN_FROM_NUMBERS = ("image", "latent")
 KINDS = ("image", "latent", "saliency", "attention")
 SECONDS = 4.0  # that a film takes where no rate is asked for
 SLOWEST, FASTEST = 2.0, 25.0
@@ -69,7 +71,7 @@ class Request:
 
     run: Path
     out: Path | None = None
-    """The film; None is `trajectory.gif` in the run's folder."""
+    """The film; None is `trajectory.gif` in the run's folder, or `trajectory_saliency.gif` and so on."""
     figure: Path | None = None
     """None is a PNG beside the film, of its name."""
     what: str = "image"
@@ -85,7 +87,8 @@ class Request:
     @property
     def film_path(self) -> Path:
         """Where the film is written."""
-        return self.out or self.run / "trajectory.gif"
+        name = "trajectory" if self.what == "image" else f"trajectory_{self.what}"
+        return self.out or self.run / f"{name}.gif"
 
     @property
     def figure_path(self) -> Path:
@@ -231,7 +234,7 @@ def _pictures(folder: Path, what: str, run: Path) -> Pictures:
     files = Files(folder, what)
     if files.steps:
         return files
-    if what in ("image", "latent") and all(path.exists() for path in trajectory_paths(folder)):
+    if what in DRAWN_FROM_NUMBERS and all(path.exists() for path in trajectory_paths(folder)):
         return Numbers(folder, what)
     others = [other for other in KINDS if other != what and Files(folder, other).steps]
     if others:
@@ -291,24 +294,23 @@ def _figure(request: Request, folders: Sequence[Path]) -> tuple[Course, ...]:
 
     lacking = [path for folder in folders for path in trajectory_paths(folder) if not path.exists()]
     if lacking:
-        console.note(
-            f"no figure of norm, SNR, change and LPIPS: {lacking[0]} is missing; `uldm ldm sample --save "
-            "image,trajectory` writes it"
-        )
+        if request.what in DRAWN_FROM_NUMBERS:
+            console.note(
+                f"no figure of norm, SNR, change and LPIPS: {lacking[0]} is missing; `uldm ldm sample --save "
+                "image,trajectory` writes it"
+            )
         return ()
-    courses, read = [], None
-    measure = _Distance(request.device)
-    with console.progress(len(folders), "measuring", "samples") as progress:
-        for folder in folders:
-            read = read_trajectory(folder)
+    reads = (read_trajectory(folder) for folder in folders)
+    first = next(reads)
+    courses = []
+    with console.progress(len(folders) * len(first.steps), "measuring", "images") as progress:
+        measure = _Distance(request.device, progress)
+        for folder, read in zip(folders, chain([first], reads), strict=True):
+            if read.steps != first.steps:
+                what = f"the numbers in {folders[0]} and {folder} are of other steps"
+                raise ConfigError(what, "Choose one with --sample")
             courses.append(_course(read, folder.name, measure))
-            if tuple(courses[0].steps) != read.steps:
-                raise ConfigError(
-                    f"the numbers in {folders[0]} and {folder} are of other steps", "Choose one with --sample"
-                )
-            progress.advance()
-    assert read
-    title = _title(read, courses)
+    title = _title(first, courses)
     made = draw_courses(courses, title, request.style)
     save_figure(made, request.figure_path, {"title": title}, request.style)
     return tuple(courses)
@@ -358,12 +360,12 @@ def _course(read: Trajectory, fallback: str, measure: _Distance) -> Course:
 
 
 class _Distance:
-    """LPIPS of images to the last of them. The network is loaded when it is first needed."""
+    """LPIPS of images to the last of them. The network is loaded when it is first needed; images count as progress."""
 
     BATCH = 16
 
-    def __init__(self, device: str) -> None:
-        self._device = device
+    def __init__(self, device: str, progress: console.Progress) -> None:
+        self._device, self._progress = device, progress
 
     @cached_property
     def _network(self) -> LPIPS:
@@ -383,9 +385,11 @@ class _Distance:
         def embedded(part: Tensor) -> Tensor:
             return network.embed(part.to(network.shift.device).permute(0, 3, 1, 2) / 255, normalize=True)
 
-        x = torch.from_numpy(images)
+        x, found = torch.from_numpy(images), []
         with torch.inference_mode():
             last = embedded(x[-1:])
-            found = [(embedded(part) - last).square().sum(1) for part in torch.split(x, self.BATCH)]
-            distances: NDArray[np.float64] = torch.cat(found).double().cpu().numpy()
+            for part in torch.split(x, self.BATCH):
+                found.append((embedded(part) - last).square().sum(1).double().cpu())
+                self._progress.advance(len(part))
+        distances: NDArray[np.float64] = torch.cat(found).numpy()
         return distances
