@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from uldm_cli.runs.draw.plot import DEFAULT, TEXT, Style, styled
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 CELL = 0.8  # inches of a picture's side, or a little more, so that each of its pixels gets as many of the print's
 GAP = 0.06
+LETTER = 0.6  # of the font's size: about the width of a letter, rather more than less
 NEAR = "#b34700"  # of the distances that are nearer than usual: dark enough to be read as text
 PALE = "#8c8c8c"
 
@@ -54,11 +56,12 @@ def draw_nearest(
     """
     from matplotlib.figure import Figure
 
-    place = _Places(rows, style, len(notes))
-    figure = Figure(figsize=(place.width / style.dpi, place.height / style.dpi), dpi=style.dpi)
+    place = _Places(rows, headings, title, style)
+    lines = [(note, line) for note in notes for line in wrap(note, int(place.width / place.letter))]
+    height = place.bottom + round((len(lines) + 0.3) * place.line)
+    figure = Figure(figsize=(place.width / style.dpi, height / style.dpi), dpi=style.dpi)
     with styled(style):
         axes: Any = figure.add_axes((0, 0, 1, 1))
-        axes.set(xlim=(0, place.width), ylim=(place.height, 0))
         axes.set_axis_off()
         _text(axes, place.gap, place.line * 0.8, title, style.font_size, ha="left")
         for start, count, heading in zip(place.starts, place.counts, headings, strict=True):
@@ -67,46 +70,41 @@ def draw_nearest(
             for start, cells in zip(place.starts, ([row.sample], *row.groups), strict=True):
                 for j, cell in enumerate(cells):
                     _cell(axes, place, start + j * place.step, place.top + i * place.row, cell, style)
-        for i, note in enumerate(notes):
-            y = place.height - (len(notes) - i - 0.3) * place.line
-            _text(
-                axes,
-                place.gap,
-                y,
-                note,
-                style.font_size * 0.89,
-                ha="left",
-                color=NEAR if note.startswith("bold") else TEXT,
-            )
+        for i, (note, line) in enumerate(lines):
+            y, color = place.bottom + (i + 0.5) * place.line, NEAR if note.startswith("bold") else TEXT
+            _text(axes, place.gap, y, line, 0.89 * style.font_size, "left", color=color)
+        axes.set(xlim=(0, place.width), ylim=(height, 0))
     return figure
 
 
 class _Places:
     """Where things go, in pixels of the print from its upper left corner: whole ones, so that pictures stay sharp."""
 
-    def __init__(self, rows: Sequence[Row], style: Style, notes: int) -> None:
+    def __init__(self, rows: Sequence[Row], headings: Sequence[str], title: str, style: Style) -> None:
         side = rows[0].sample.image.shape[0]
         wanted = CELL * style.dpi
         self.cell = side * max(round(wanted / side), 1) if side <= wanted * 1.25 else round(wanted)
         self.gap = max(round(GAP * style.dpi), 1)
+        self.letter = LETTER * style.font_size * style.dpi / 72
         self.line = round(style.font_size * 1.6 * style.dpi / 72)
         self.step = self.cell + self.gap
         self.row = self.cell + self.line + self.gap
         self.top = round(2.9 * self.line)
         self.counts = [1, *(max(len(row.groups[i]) for row in rows) for i in range(len(rows[0].groups)))]
         self.starts = [self.gap]
-        for count in self.counts[:-1]:
-            self.starts.append(self.starts[-1] + count * self.step + 2 * self.gap)
-        self.width = self.starts[-1] + self.counts[-1] * self.step
-        self.height = self.top + len(rows) * self.row + round((notes + 0.3) * self.line)
+        for count, heading in zip(self.counts, headings, strict=True):
+            taken = max(count * self.step, round(len(heading) * self.letter))
+            self.starts.append(self.starts[-1] + taken + 2 * self.gap)
+        self.width = max(self.starts.pop() - self.gap, round(len(title) * self.letter) + 2 * self.gap)
+        self.bottom = self.top + len(rows) * self.row
 
 
 def _heading(axes: Axes, place: _Places, start: int, count: int, heading: str, style: Style) -> None:
     """A name over a group, and a line as wide as it."""
-    width = count * place.step - place.gap
+    width = max(count * place.step - place.gap, round(len(heading) * place.letter))
     y = place.top - 0.35 * place.line
     axes.plot([start, start + width], [y, y], color=PALE, linewidth=0.7, solid_capstyle="butt")
-    _text(axes, start + width / 2, y - 0.55 * place.line, heading, style.font_size)
+    _text(axes, start, y - 0.55 * place.line, heading, style.font_size, "left")
 
 
 def _cell(axes: Axes, place: _Places, left: int, top: int, cell: Cell, style: Style) -> None:
@@ -120,8 +118,7 @@ def _cell(axes: Axes, place: _Places, left: int, top: int, cell: Cell, style: St
         interpolation="nearest" if place.cell % len(image) == 0 else "antialiased",
         aspect="auto",
     )
-    axes.set(xlim=(0, place.width), ylim=(place.height, 0))
-    label = shortened(cell.label, place.cell / style.dpi * 72 / (0.55 * style.font_size))
+    label = shortened(cell.label, place.cell / style.dpi * 72 / (LETTER * style.font_size))
     at = left + place.cell / 2, top + place.cell + 0.5 * place.line
     _text(
         axes, *at, label, style.font_size * 0.89, color=NEAR if cell.near else TEXT, weight="bold" if cell.near else 400
