@@ -75,7 +75,7 @@ def test_equal_schedules_are_both_seen_and_lengths_are_made_comparable():
     tables = [tabulated(named) for named in read_schedules(["linear", "linear", "linear", "timesteps=50"])]
     signal, _, betas = draw_tables(tables).axes
     assert [line.get_linestyle() for line in signal.lines] == ["-", "--", "-"]
-    assert signal.get_xlabel() == "part of the timesteps, t / T"
+    assert signal.get_xlabel() == "t / T"
     assert [line.get_xdata()[-1] for line in signal.lines] == [1, 1, 1]
     assert betas.get_yscale() == "log"
     assert draw_tables(tables[:2]).axes[0].get_xlabel() == "timestep t"

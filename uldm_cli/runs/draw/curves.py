@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from uldm_cli.runs.draw.legend import legend_below, legend_rows
 from uldm_cli.runs.draw.plot import COLORS, DEFAULT, Style, figure, styled
+from uldm_cli.runs.draw.room import enlarged, legend_below, legend_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ def draw_curves(
     columns = 2 if len(panels) == 4 else min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     size = (WIDTH * max(columns, 2) / COLUMNS, rows * HEIGHT + 0.3 + 0.2 * legend_rows(names))
-    made, axes = figure(rows, columns, size=size, style=style)
+    made, axes = figure(rows, columns, size=enlarged(size, style), style=style)
     with styled(style):
         for panel, (title, curves) in zip(axes.flat, panels.items(), strict=False):
             _panel(panel, title, curves, log=log)

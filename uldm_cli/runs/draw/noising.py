@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from uldm_cli.runs.draw.plot import DEFAULT, LINE, Style, figure, styled
+from uldm_cli.runs.draw.room import enlarged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +35,7 @@ def draw_noised(rows: Sequence[Sequence[Noised]], names: Sequence[str], style: S
     """A row a schedule, with its name to the left, and a column a timestep; every pixel of a picture is kept."""
     side = max(SMALLEST, 1.08 * rows[0][0].picture.shape[0] / style.dpi)
     size = (len(rows[0]) * side + 0.3, len(rows) * (side + LABEL))
-    made, axes = figure(len(rows), len(rows[0]), size=size, style=style)
+    made, axes = figure(len(rows), len(rows[0]), size=enlarged(size, style), style=style)
     with styled(style):
         for number, (panels, row, name) in enumerate(zip(axes, rows, names, strict=True)):
             told = number > 0 and [noised.t for noised in row] == [noised.t for noised in rows[0]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from uldm_cli.runs.draw.legend import legend_below
 from uldm_cli.runs.draw.plot import COLORS, DEFAULT, Style, figure, styled
+from uldm_cli.runs.draw.room import enlarged, legend_below
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,7 @@ class Table:
 def draw_tables(tables: Sequence[Table], style: Style = DEFAULT) -> Figure:
     """Signal, signal-to-noise ratio and betas of schedules together; over t / T where they differ in T."""
     same = len({table.T for table in tables}) == 1
-    made, axes = figure(1, 3, size=(WIDTH, HEIGHT), style=style)
+    made, axes = figure(1, 3, size=enlarged((WIDTH, HEIGHT), style), style=style)
     with styled(style):
         signal, snr, betas = axes.flat
         _panel(signal, "Signal left, $\\bar\\alpha_t$", tables, "alphas_cumprod", same)
@@ -62,7 +62,7 @@ def _panel(axes: Any, title: str, tables: Sequence[Table], values: str, same: bo
     import numpy as np
 
     axes.set_title(title, loc="left")
-    axes.set_xlabel("timestep t" if same else "part of the timesteps, t / T")
+    axes.set_xlabel("timestep t" if same else "t / T")
     for number, table in enumerate(tables):
         t = np.arange(table.T)
         x = t if same else (t + 1) / table.T

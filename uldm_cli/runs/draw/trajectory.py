@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from uldm_cli.runs.draw.legend import legend_below
 from uldm_cli.runs.draw.plot import COLORS, DEFAULT, TEXT, Style, figure, styled
+from uldm_cli.runs.draw.room import enlarged, legend_below
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,20 +38,19 @@ class Course:
 
 def draw_courses(courses: Sequence[Course], title: str, style: Style = DEFAULT) -> Figure:
     """Four panels over the steps, a line a sample; of more samples than there are colours, the mean stands out."""
-    made, axes = figure(2, 2, size=(WIDTH, HEIGHT), style=style)
+    made, axes = figure(2, 2, size=enlarged((WIDTH, HEIGHT), style), style=style)
     with styled(style):
         made.suptitle(title)
         norm, snr, change, lpips = axes.flat
         _panel(norm, "Norm of the state, $\\|x_t\\| / \\sqrt{d}$", [(c.steps, c.norm) for c in courses])
-        _panel(
-            snr, "Log signal-to-noise ratio, $\\ln(\\alpha^2 / \\sigma^2)$", [(c.steps, c.log_snr) for c in courses[:1]]
-        )
+        _panel(snr, "Log SNR, $\\ln(\\alpha^2 / \\sigma^2)$", [(c.steps, c.log_snr) for c in courses[:1]])
         pairs = [(c.steps[1:], c.change) for c in courses]
-        _panel(change, "Change since the step logged before, $\\|\\Delta x_t\\| / \\sqrt{d}$", pairs)
+        _panel(change, "Change between logged steps, $\\|\\Delta x_t\\| / \\sqrt{d}$", pairs)
         found = [(c.steps, c.lpips) for c in courses if c.lpips is not None]
         _panel(lpips, "LPIPS to the final image", found)
         if not found:
-            lpips.text(0.5, 0.5, "needs 32x32 pixels", transform=lpips.transAxes, ha="center", va="center")
+            lpips.text(0.5, 0.5, "the images are too small", transform=lpips.transAxes, ha="center", va="center")
+            lpips.set_yticks([])
         snr.lines[0].set_color(TEXT)  # it is the schedule's, not a sample's
         for panel in axes.flat:
             panel.set_xlim(0, courses[0].steps[-1] * 1.03)
