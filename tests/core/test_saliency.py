@@ -158,12 +158,14 @@ def test_what_depends_on_nothing_is_zero_everywhere(method) -> None:
 
 
 def test_noise_is_that_of_the_seed(small: LatentDiffusion) -> None:
-    def maps(seed: int, count: int = 2) -> Tensor:
+    def maps(seed: int | list[int], count: int = 2) -> Tensor:
         return saliency(small, inputs(2)[:count], T, x0_energy, method="smoothgrad", samples=3, seed=seed)
 
     assert torch.equal(maps(7), maps(7))
     torch.testing.assert_close(maps(7, count=1), maps(7)[:1])
-    assert not torch.isclose(maps(7), maps(8)).all()
+    torch.testing.assert_close(maps([7, 8]), maps(7))
+    assert not torch.isclose(maps([7, 7]), maps(7))[1].all()
+    assert not torch.isclose(maps(7), maps(9)).all()
 
 
 @every_method
@@ -174,13 +176,26 @@ def test_no_more_inputs_at_once_than_allowed(method, small: LatentDiffusion) -> 
         calls.append(len(x))
         return small(x, t)
 
-    one = saliency(counted, inputs(), T, eps_energy, method=method, samples=5)
+    one = saliency(counted, inputs(), T, eps_energy, method=method, samples=5, at_once=1)
     inputs_a_sample = 1 if method == "gradient" else 5
     assert calls == [1] * (2 * inputs_a_sample)
     calls.clear()
     several = saliency(counted, inputs(), T, eps_energy, method=method, samples=5, at_once=4)
     assert calls == {1: [2], 5: [4, 4, 2]}[inputs_a_sample]
     torch.testing.assert_close(several, one)
+
+
+def test_small_inputs_are_computed_together() -> None:
+    calls = []
+
+    def counted(x: Tensor, t: int) -> Prediction:
+        calls.append(len(x))
+        return identity(x, t)
+
+    for size, together in ((4, 10), (32, 1), (16, 5)):
+        calls.clear()
+        saliency(counted, inputs(1, size), T, x0_energy, method="smoothgrad", samples=10)
+        assert calls == [together] * (10 // together)
 
 
 @every_method
@@ -247,6 +262,8 @@ def test_numbers_that_cannot_be(amiss: dict[str, int]) -> None:
         saliency(identity, inputs(), T, x0_energy, **amiss)
 
 
-def test_as_many_denoisers_as_samples() -> None:
+def test_as_many_denoisers_and_seeds_as_samples() -> None:
     with pytest.raises(UsageError, match="1 denoisers for 2 samples"):
         saliency([identity], inputs(), T, x0_energy)
+    with pytest.raises(UsageError, match="3 seeds for 2 samples"):
+        saliency(identity, inputs(), T, x0_energy, seed=[1, 2, 3])

@@ -19,6 +19,10 @@ from uldm_cli.errors import UsageError
 Method = Literal["gradient", "smoothgrad", "integrated"]
 Scalar = Callable[[Prediction], Tensor]
 """What is explained: from the prediction for N samples one number each, `[N]`."""
+SMALL = 4096
+"""Elements of the inputs whose gradients are computed together, by default."""
+_STREAM = 0
+"""Of random numbers, for the copies' noise."""
 
 
 def saliency(
@@ -30,8 +34,8 @@ def saliency(
     method: Method = "gradient",
     samples: int = 1,
     sigma: float = 0.1,
-    seed: int = 0,
-    at_once: int = 1,
+    seed: int | Sequence[int] = 0,
+    at_once: int | None = None,
 ) -> Tensor:
     """How much each position of the input matters: absolute `attributions`, summed over the channels.
 
@@ -55,8 +59,8 @@ def attributions(
     method: Method = "gradient",
     samples: int = 1,
     sigma: float = 0.1,
-    seed: int = 0,
-    at_once: int = 1,
+    seed: int | Sequence[int] = 0,
+    at_once: int | None = None,
 ) -> Tensor:
     """What each element of the input contributes to a scalar of the prediction.
 
@@ -75,9 +79,10 @@ def attributions(
         method: one of the above.
         samples: copies (`smoothgrad`) or points on the way (`integrated`) a sample; no use is made of it otherwise.
         sigma: deviation of the copies' noise as a share of the sample's own deviation.
-        seed: of that noise. Sample i's is its own, the same in any batch whose i-th sample it is.
+        seed: of that noise: one for each sample, or the first of as many that follow each other.
         at_once: inputs, of one sample or several, whose gradients are computed together. Memory grows with it, and
-            with nothing else. Where the inputs are small, a few together take half of the time.
+            with nothing else. By default one, or so many that they have SMALL elements together: where inputs are
+            small, a few at once take half of the time. A denoiser that is told one sample's condition takes one.
 
     Returns:
         `[N, C, h, w]`, on the device of the input and in its dtype.
@@ -85,13 +90,14 @@ def attributions(
     Raises:
         UsageError: a number is not one that it can be, or the denoisers are not as many as the samples.
     """
-    if samples < 1 or at_once < 1 or sigma < 0:
-        expected = "samples and at_once must be at least 1, sigma at least 0"
-        raise UsageError(f"saliency with samples {samples}, at_once {at_once}, sigma {sigma}", expected)
+    if at_once is None:
+        at_once = 1 if isinstance(denoise, Sequence) else max(1, SMALL // x_in[0].numel())
+    seeds = range(seed, seed + len(x_in)) if isinstance(seed, int) else seed
+    _check(samples, at_once, sigma, seeds=(len(seeds), len(x_in)))
     # Inside: gradients, which inference mode does not have.
     with torch.inference_mode(False), torch.enable_grad():
         x = x_in.detach().clone()
-        inputs, weights = _inputs(x, method, samples, sigma, seed)
+        inputs, weights = _inputs(x, method, samples, sigma, seeds)
         if isinstance(denoise, Sequence):
             if len(denoise) != len(x):
                 raise UsageError(f"there are {len(denoise)} denoisers for {len(x)} samples", "Give one for each")
@@ -103,15 +109,23 @@ def attributions(
     return mean * x if method == "integrated" else mean
 
 
-def _inputs(x: Tensor, method: Method, samples: int, sigma: float, seed: int) -> tuple[Tensor, Tensor]:
+def _check(samples: int, at_once: int, sigma: float, seeds: tuple[int, int]) -> None:
+    if samples < 1 or at_once < 1 or sigma < 0:
+        expected = "samples and at_once must be at least 1, sigma at least 0"
+        raise UsageError(f"saliency with samples {samples}, at_once {at_once}, sigma {sigma}", expected)
+    if seeds[0] != seeds[1]:
+        raise UsageError(f"there are {seeds[0]} seeds for {seeds[1]} samples", "Give one for each")
+
+
+def _inputs(x: Tensor, method: Method, samples: int, sigma: float, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Where gradients are taken, `[N, samples, C, h, w]`, and what each counts, `[samples]`."""
     if method == "gradient":
         return x[:, None], x.new_ones(1)
     if method == "integrated":
         points, weights = (torch.from_numpy(values).to(x) / 2 for values in leggauss(samples))
         return x[:, None] * (points + 0.5).view(-1, 1, 1, 1), weights
-    numbers = torch.arange(len(x))
-    noise = torch.stack([rng.normal(seed, copy, numbers, x.shape[1:]) for copy in range(samples)], dim=1).to(x)
+    copies = torch.arange(samples)
+    noise = torch.stack([rng.normal(seed, _STREAM, copies, x.shape[1:]) for seed in seeds]).to(x)
     deviation = sigma * x.flatten(1).std(1, correction=0).view(-1, 1, 1, 1, 1)
     return x[:, None] + deviation * noise, x.new_full((samples,), 1 / samples)
 
@@ -160,7 +174,8 @@ def box_mean(decode: Callable[[Tensor], Tensor], box: tuple[int, int, int, int],
 def decoder(model: LatentDiffusion) -> Callable[[Tensor], Tensor]:
     """`model.decode` with gradients, and never in tiles.
 
-    Where codes take the latents' place, the gradient passes them by: it is that of the decoder at the codes.
+    Where codes take the latents' place, the gradient passes them by: it is that of the decoder at the codes. For an
+    image of 256 x 256 pixels, a published decoder keeps about 2 GB until the gradient is taken.
     """
     dtype = next(model.autoencoder.parameters()).dtype
     return lambda z: model.autoencoder.from_latent((z / model.scale_factor).to(dtype)).to(z.dtype)
