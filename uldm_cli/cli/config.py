@@ -11,7 +11,10 @@ from uldm_cli.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True)
 
-Kind = Annotated[str, typer.Argument(metavar="KIND", help="ldm-sample, ldm-explain, ldm-train or vqvae-train.", show_default=False)]
+Kind = Annotated[
+    str,
+    typer.Argument(metavar="KIND", help="ldm-sample, ldm-explain, ldm-train or vqvae-train.", show_default=False),
+]
 
 SHOW_EXAMPLES = """
 Examples:
