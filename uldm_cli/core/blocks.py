@@ -162,11 +162,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.dtype != torch.bfloat16 or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
     heads = max(1, _CACHED_SCORES // (q.shape[-2] * k.shape[-2]))
-    queries = max(1, _CACHED_SCORES // k.shape[-2])
-    mixed = []
-    scaled = (q * q.shape[-1] ** -0.5).flatten(0, 1)
-    for a, b, c in zip(*(x.split(heads) for x in (scaled, k.flatten(0, 1), v.flatten(0, 1))), strict=True):
-        mixed.append(torch.cat([torch.softmax(part @ b.mT, dim=-1) @ c for part in a.split(queries, dim=1)], dim=1))
+    queries = max(256, _CACHED_SCORES // k.shape[-2])  # fewer would read keys and values too often
+    parts = (x.flatten(0, 1).split(heads) for x in (q * q.shape[-1] ** -0.5, k, v))
+    mixed = [
+        torch.cat([torch.softmax(some @ b.mT, dim=-1) @ c for some in a.split(queries, dim=1)], dim=1)
+        for a, b, c in zip(*parts, strict=True)
+    ]
     return torch.cat(mixed).view(q.shape)
 
 

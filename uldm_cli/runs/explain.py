@@ -95,26 +95,22 @@ class Eye:
 
     def saliency(self, step: Step, batch: range, progress: Progress) -> Map:
         """Of the samples with these indices: `[N, h, w]`."""
-        import numpy as np
-
         from uldm_cli.core.saliency import saliency
 
         asked = self._plan.spec.saliency
-        found = []
-        for index, x in zip(batch, step.x_in, strict=True):
-            values = saliency(
-                self._model.denoiser,
-                x[None],
-                step.t,
-                self._scalar,
-                method=asked.method,
-                samples=asked.samples,
-                sigma=asked.sigma,
-                seed=self._seed(index),
-            )
-            found.append(values[0].cpu().numpy())
-            progress.advance(1 if asked.method == "gradient" else asked.samples)
-        return np.stack(found)
+        values = saliency(
+            self._model.denoiser,
+            step.x_in,
+            step.t,
+            self._scalar,
+            method=asked.method,
+            samples=asked.samples,
+            sigma=asked.sigma,
+            seed=[self._seed(index) for index in batch],
+        )
+        progress.advance(len(batch) * (1 if asked.method == "gradient" else asked.samples))
+        found: Map = values.cpu().numpy()
+        return found
 
     def attention(self, step: Step, progress: Progress) -> Map:
         """Of all samples of a batch: `[N, h, w]`, as multiples of what each position had if all were alike."""
