@@ -171,8 +171,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat(mixed).view(q.shape)
 
 
-_CACHED_SCORES = 2**21
-"""Attention scores computed at once: 4 MiB."""
+_CACHED_SCORES = 2**19
+"""Attention scores computed at once: 1 MiB, which the allocator keeps, where larger ones go back to the system."""
 
 
 class GroupNorm(nn.GroupNorm):
