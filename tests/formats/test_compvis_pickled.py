@@ -72,7 +72,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     def gone() -> Tensor:
         raise OSError(5, "Input/output error")
 
-    with pytest.raises(UldmError, match=f"{path} could not be written"):
+    with pytest.raises(UldmError, match=f"{path} cannot be written"):
         write_pickle(path, {"a": TensorRef.of(torch.ones(3)), "b": TensorRef((1,), "F32", gone)})
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
