@@ -103,7 +103,7 @@ def test_saliency_is_that_of_what_the_step_saw(config, tmp_path, asked):
     for n in (2, 4):
         step = steps[n - 1]
         expected = saliency(model.denoiser, step.x_in, step.t, scalar, **how)[0].numpy()
-        assert np.array_equal(found[f"{n}/0"], expected)
+        assert np.allclose(found[f"{n}/0"], expected, rtol=1e-4, atol=1e-6 * expected.max())
         assert expected.min() >= 0
         assert expected.max() > expected.min()
 
@@ -118,7 +118,7 @@ def test_attention_is_that_of_what_the_step_saw(config, tmp_path):
         step = steps[n - 1]
         maps = layer_maps(model.denoiser.backbone, lambda: model.denoiser(step.x_in, step.t), (8, 8), view)  # noqa: B023
         expected = mean_map(maps)[0].numpy()
-        assert np.allclose(found[f"{n}/0"], expected * expected.size, rtol=1e-6)
+        assert np.allclose(found[f"{n}/0"], expected * expected.size, rtol=1e-4)
         assert found[f"{n}/0"].mean() == pytest.approx(1, abs=1e-5)
 
 
