@@ -63,6 +63,15 @@ def test_pictures_are_shown_in_a_terminal_only(call, tiny_ldm, tmp_path):
     assert shown.count("\x1b_Ga=T,f=100,c=9,") == 1
 
 
+@pytest.mark.parametrize(
+    ("args", "count"),
+    [(("vqvae", "diagram", "--dpi", "50"), 2), (("viz", "nearest", "sample.png", "--data", "tiny", "--dpi", "50"), 1)],
+)
+def test_plots_are_shown_there_too(tmp_path, args, count):
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "sample.png")
+    assert on_terminal(*args, "--show-inline", cwd=tmp_path).count("\x1b_Ga=T,f=100,") == count
+
+
 def on_terminal(*args, cwd):
     """What `uldm ARGS` writes to stdout where that is a Kitty of 80 columns."""
     leader, follower = pty.openpty()

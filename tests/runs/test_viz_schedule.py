@@ -12,6 +12,7 @@ from uldm_cli import registry
 from uldm_cli.core.images import ImageError
 from uldm_cli.core.schedules import cosine_betas
 from uldm_cli.errors import ConfigError, PluginError
+from uldm_cli.runs.draw.noising import draw_noised
 from uldm_cli.runs.draw.schedules import draw_tables
 from uldm_cli.runs.files import write_png
 from uldm_cli.runs.noising import Request
@@ -130,6 +131,13 @@ def test_noising_is_the_forward_process_with_one_noise(photo, tmp_path):
         assert row[1].log_snr == pytest.approx(2 * math.log(schedule.alpha(400) / schedule.sigma(400)))
     with Image.open(out) as image:
         assert image.text["title"] == "photo.png, noised by linear, scaled_linear end=0.03 with seed 3"
+
+
+def test_no_signal_to_noise_is_minus_zero(photo, tmp_path):
+    rows = noise(Request(photo, tmp_path / "noising.png", ("cosine",), steps="500"))
+    assert -0.05 < rows[0][0].log_snr < 0
+    [panel] = draw_noised(rows, ["cosine"]).axes
+    assert panel.get_xlabel() == "ln SNR +0.0"
 
 
 def test_timesteps_and_size_by_default(photo, tmp_path):

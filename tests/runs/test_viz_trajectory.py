@@ -1,5 +1,6 @@
 """Films and figures of sampling runs."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from uldm_cli.errors import ConfigError
 from uldm_cli.formats.native import load_tensors
 from uldm_cli.runs.draw.animation import BAR
 from uldm_cli.runs.draw.grid import GAP
+from uldm_cli.runs.draw.trajectory import Course, draw_courses
 from uldm_cli.runs.files import write_png
 from uldm_cli.runs.raw import read_trajectory
 from uldm_cli.runs.sample import run as sample
@@ -116,7 +118,8 @@ def test_the_figure_shows_what_the_numbers_are(raw_run, tmp_path):
     result = run(Request(raw_run, tmp_path / "film.gif"))
     assert result.figure == tmp_path / "film.png"
     with Image.open(result.figure) as image:
-        assert image.text["title"].endswith("ddim, 10 steps, eta 1")
+        assert image.text["title"].endswith("DDIM, 10 steps, eta 1")
+        assert json.loads(image.text["sampler"])["steps"] == 10
     assert [course.name for course in result.courses] == ["seed 1125", "seed 1126"]
     tensors = load_tensors(raw_run / "00001" / "trajectory.safetensors")
     x, course = tensors["x_t"].double(), result.courses[1]
@@ -125,6 +128,13 @@ def test_the_figure_shows_what_the_numbers_are(raw_run, tmp_path):
     np.testing.assert_allclose(course.change, x.diff(dim=0).flatten(1).norm(dim=1) / x[0].numel() ** 0.5)
     np.testing.assert_allclose(course.log_snr, (tensors["alphas"] ** 2 / tensors["sigmas"] ** 2).log())
     assert (np.diff(course.log_snr) > 0).all()
+
+
+def test_steps_are_whole_numbers():
+    values = np.ones(4)
+    made = draw_courses([Course("seed 0", (5, 10, 15, 20), values, values, values[1:], values)], "")
+    for panel in made.axes:
+        assert all(tick.is_integer() for tick in panel.get_xticks())
 
 
 def test_lpips_is_that_to_the_last_image(raw_run, tmp_path):

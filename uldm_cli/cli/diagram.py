@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from uldm_cli import console
-from uldm_cli.cli.options import Arguments, Command, Dpi, FontSize, Json, Quiet
+from uldm_cli.cli.options import Arguments, Command, Dpi, FontSize, Json, Quiet, ShowInline
 
 EXAMPLES = """
 Examples:
@@ -64,6 +64,7 @@ def diagram(
     out: Out = None,
     dpi: Dpi = 150,
     font_size: FontSize = 9.0,
+    show_inline: ShowInline = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -80,3 +81,6 @@ def diagram(
         columns=("picture", "shows", "parameters"),
         rows=[(one.path, ", ".join(one.architecture.facts), f"{one.architecture.parameters:,}") for one in pictures],
     )
+    if show_inline:
+        for one in pictures:
+            console.picture(one.path)

@@ -9,7 +9,7 @@ import typer
 
 from uldm_cli import console
 from uldm_cli.cli.lpips import AutoDownload, Net, WeightsUrl, read_backbone, shortened
-from uldm_cli.cli.options import Command, Device, Dpi, FontSize, Json, Quiet
+from uldm_cli.cli.options import Command, Device, Dpi, FontSize, Json, Quiet, ShowInline
 
 if TYPE_CHECKING:
     from uldm_cli.runs.nearest import Answer, Neighbour, Sample
@@ -107,6 +107,7 @@ def nearest(
     out: Out = Path("nearest.png"),
     dpi: Dpi = 150,
     font_size: FontSize = 9.0,
+    show_inline: ShowInline = False,
     json: Json = False,
     quiet: Quiet = False,
     device: Device = None,
@@ -123,6 +124,8 @@ def nearest(
     answer = run.search(question)
     drawn = run.draw(answer, question, out, rows, Style(dpi, font_size))
     _show(answer, data, out, drawn)
+    if show_inline:
+        console.picture(out)
 
 
 def _show(answer: Answer, data: str, out: Path, drawn: int) -> None:

@@ -312,7 +312,8 @@ def _figure(request: Request, folders: Sequence[Path]) -> tuple[Course, ...]:
             courses.append(_course(read, folder.name, measure))
     title = _title(first, courses)
     made = draw_courses(courses, title, request.style)
-    save_figure(made, request.figure_path, {"title": title}, request.style)
+    about = {name: first.about[name] for name in ("model", "sampler", "show") if name in first.about}
+    save_figure(made, request.figure_path, {"title": title, **about}, request.style)
     return tuple(courses)
 
 
@@ -324,7 +325,7 @@ def _title(read: Trajectory, courses: Sequence[Course]) -> str:
         sampler = json.loads(read.about["sampler"])
     except (KeyError, ValueError):
         sampler = {}
-    said = [Path(read.about.get("model", "")).name, str(sampler.pop("kind", ""))]
+    said = [Path(read.about.get("model", "")).name, str(sampler.pop("kind", "")).upper()]
     if sampler.get("spacing") == "uniform":  # nobody expects another
         del sampler["spacing"]
     for name, value in sampler.items():

@@ -110,7 +110,7 @@ def draw_usage(counts: Floats, title: str, what: str, *, dead: bool, style: Styl
             axes.set_ylim(bottom=0)
         axes.grid(False, axis="x")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if not steep and shown.max(initial=0) < 10 and not dead:
+        if not steep and not np.mod(shown, 1).any():  # not a moving average
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     return made
 

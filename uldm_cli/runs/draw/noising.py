@@ -50,4 +50,6 @@ def draw_noised(rows: Sequence[Sequence[Noised]], names: Sequence[str], style: S
 
 
 def _shown(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}") if math.isfinite(value) else str(value)
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:+.1f}".replace("-0.0", "+0.0").replace("-", "\N{MINUS SIGN}")

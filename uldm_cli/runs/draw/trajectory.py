@@ -38,6 +38,8 @@ class Course:
 
 def draw_courses(courses: Sequence[Course], title: str, style: Style = DEFAULT) -> Figure:
     """Four panels over the steps, a line a sample; of more samples than there are colours, the mean stands out."""
+    from matplotlib.ticker import MaxNLocator
+
     made, axes = figure(2, 2, size=enlarged((WIDTH, HEIGHT), style), style=style)
     with styled(style):
         made.suptitle(title)
@@ -54,6 +56,7 @@ def draw_courses(courses: Sequence[Course], title: str, style: Style = DEFAULT) 
         snr.lines[0].set_color(TEXT)  # it is the schedule's, not a sample's
         for panel in axes.flat:
             panel.set_xlim(0, courses[0].steps[-1] * 1.03)
+            panel.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
         for panel in axes[1]:
             panel.set_xlabel("completed steps")
         _legend(made, norm, courses)
