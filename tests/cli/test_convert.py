@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from diffusers import AutoencoderKL
 
 Golden = Callable[[str], Path]
 
@@ -55,6 +56,23 @@ def test_there_and_back(uldm: Callable, golden_checkpoint: Golden, tmp_path: Pat
     report = json.loads(done.out)
     assert report["kind"] == "latent-diffusion"
     assert report["facts"]["images"] == "3x32x32"
+
+
+def test_what_is_unusual_is_told_and_the_place_is_made(
+    uldm: Callable, golden_checkpoint: Golden, tmp_path: Path
+) -> None:
+    done = uldm("convert", "to-uldm", golden_checkpoint("uncond-vq"), "new/ours.safetensors", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert (tmp_path / "new" / "ours.safetensors").exists()
+    assert "not read, because they are no tensors: pytorch_lightning" in done.err
+
+
+def test_an_autoencoder_of_diffusers_is_known_again(uldm: Callable, tmp_path: Path) -> None:
+    AutoencoderKL(block_out_channels=(32,), sample_size=16).save_pretrained(tmp_path / "kl")
+    assert uldm("convert", "to-compvis", "kl", "theirs", cwd=tmp_path).code == 0
+    report = json.loads(uldm("convert", "inspect", "theirs", "--json", cwd=tmp_path).out)
+    assert report["kind"] == "autoencoder"
+    assert report["extra"] == []
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,11 @@ def test_any_corruption_reads_or_is_refused(whole: bytes, tmp_path: Path, change
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
             "is a pointer of Git LFS, not the file itself. Run",
         ),
-        (b"kind: ldm-sample\n", "is not a checkpoint of PyTorch, or its start is damaged. Fetch it again"),
-        (bytes(5000), "is not a checkpoint of PyTorch, or its start is damaged. Fetch it again"),
+        (
+            b"kind: ldm-sample\n",
+            "is not a checkpoint of PyTorch or safetensors, or its start is damaged. Fetch it again",
+        ),
+        (bytes(5000), "is not a checkpoint of PyTorch or safetensors, or its start is damaged. Fetch it again"),
         (
             b"x".ljust(257, b"\0") + b"ustar".ljust(255, b"\0"),
             "is a tar archive, or a checkpoint of PyTorch before 0.1.10.",

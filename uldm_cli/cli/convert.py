@@ -141,6 +141,8 @@ def _show_converted(done: "Converted", layout: str) -> None:
         rows=rows,
         summary=summary,
     )
+    for warning in done.source.checkpoint.warnings:
+        console.warn(warning)
 
 
 @app.command(

@@ -189,7 +189,9 @@ def _read_stream(path: Path, found: os.stat_result, stream: mmap.mmap) -> tuple[
         if run() != _MAGIC or run() != _PROTOCOL:
             raise ConfigError(f"{path} is a pickle, but not one of torch.save", "Save the tensors with torch.save")
     except ValueError:
-        raise ConfigError(f"{path} is not a checkpoint of PyTorch, or its start is damaged", _AGAIN) from None
+        raise ConfigError(
+            f"{path} is not a checkpoint of PyTorch or safetensors, or its start is damaged", _AGAIN
+        ) from None
     try:
         system, content, keys = run(), run(), run()
         if system["little_endian"] is not True:
@@ -239,7 +241,8 @@ def _tensors(path: Path, content: Any) -> dict[str, TensorRef]:
     flat = _Flat(path)
     flat.add(_entries(entries.get("state_dict")) or entries)
     if not flat.tensors:
-        what = f"an object of {content.name}" if isinstance(content, Foreign) else f"a {type(content).__name__}"
+        kind = "tensor" if isinstance(content, TensorRef) else type(content).__name__
+        what = f"an object of {content.name}" if isinstance(content, Foreign) else f"a {kind}"
         hint = "Save the model's state_dict() with torch.save"
         raise ConfigError(f"{path} holds no tensors that have names ({what})", hint)
     return flat.tensors

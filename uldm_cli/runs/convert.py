@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -86,6 +87,8 @@ def convert(
 
 def _write(checkpoint: Checkpoint, layout: Layout, destination: Path, weights: str | None) -> None:
     if layout == "uldm":
+        with suppress(OSError):  # what is wrong there, writing the file tells
+            destination.parent.mkdir(parents=True, exist_ok=True)
         native.write(checkpoint, destination)
     elif layout == "compvis":
         compvis.write(checkpoint, destination)
@@ -178,7 +181,9 @@ TOLERANCES = {None: 1e-4, "fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 def _check(differences: Mapping[str, float], dtype: str | None, path: Path) -> None:
     name, worst = max(differences.items(), key=lambda item: item[1])
     if not worst <= TOLERANCES[dtype]:
+        hint = "It was written; do not use it, and report this"
+        if dtype in ("fp16", "bf16"):
+            hint = f"It was written. This model may need more digits than {dtype} has: compare samples before using it"
         raise UldmError(
-            f"{path} does not compute the same: {name} differs by {worst:.1e}, more than {TOLERANCES[dtype]:.0e}",
-            "It was written; do not use it, and report this",
+            f"{path} does not compute the same: {name} differs by {worst:.1e}, more than {TOLERANCES[dtype]:.0e}", hint
         )

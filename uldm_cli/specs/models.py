@@ -95,8 +95,11 @@ class LatentDiffusionModel(Model):
 M = TypeVar("M", bound=Model)
 
 
-def read_model(kind: type[M], config: Mapping[str, Any], place: str) -> M:
-    """The model that a header's config describes; `place` is what an error calls the file.
+_NEWER = "A newer uldm, or one with more plugins, may have written it"
+
+
+def read_model(kind: type[M], config: Mapping[str, Any], place: str, hint: str = _NEWER) -> M:
+    """The model that a header's config describes; `place` is what an error calls the file, `hint` what to do.
 
     Raises:
         ConfigError: it is not a config of that kind of model.
@@ -105,4 +108,4 @@ def read_model(kind: type[M], config: Mapping[str, Any], place: str) -> M:
         return kind.model_validate(config)
     except ValidationError as error:
         wrong = explain(error, kind, config, {(): Origin(f"{place} describes a model that cannot be built")})
-        raise ConfigError(wrong.message, "A newer uldm, or one with more plugins, may have written it") from None
+        raise ConfigError(wrong.message, hint) from None

@@ -22,6 +22,7 @@ TARGETS_OF_TRAINING = {"eps": "eps", "x0": "x0"}
 """What the network predicts (`parameterization`)."""
 WORDS = ("concat", "crossattn", "hybrid", "adm")
 """Ways of conditioning; both sides call them the same."""
+_MEND = "Correct that in the YAML"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def read_config(path: Path) -> Translated:
 def _autoencoder_model(what: str, params: Params) -> Translated:
     autoencoder = autoencoder_of(what, params)
     config = {"autoencoder": autoencoder, "image_size": autoencoder["resolution"]}
-    read_model(AutoencoderModel, config, str(params.source.path))
+    read_model(AutoencoderModel, config, str(params.source.path), _MEND)
     return Translated(params.source.path, "autoencoder", config, warnings=tuple(params.source.warnings))
 
 
@@ -92,7 +93,7 @@ def _latent_diffusion_model(params: Params) -> Translated:
         "concat_channels": concat_channels,
     }
     _rest_of_latent_diffusion(params)
-    read_model(LatentDiffusionModel, config, str(params.source.path))
+    read_model(LatentDiffusionModel, config, str(params.source.path), _MEND)
     return Translated(params.source.path, "latent-diffusion", config, by_std, tuple(params.source.warnings))
 
 

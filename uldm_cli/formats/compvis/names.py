@@ -38,12 +38,13 @@ BUFFERS = (
 """The schedule, which a checkpoint repeats in full."""
 
 _UNUSED = re.compile(
-    rf"({'|'.join(BUFFERS)}|scale_factor|logvar|lvlb_weights|ddim_\w+"
+    rf"({'|'.join(BUFFERS)}|scale_factor|scaling_factor|logvar|lvlb_weights|ddim_\w+"
     r"|model_ema\.(decay|num_updates|loss\w+)"
     r"|((first|cond)_stage_model\.)?(loss\..+|colorize)"
     r"|cond_stage_model\.transformer\.to_logits\.(weight|bias))"
 )
-"""What a checkpoint may hold that no module needs: it is kept, and known."""
+"""What a checkpoint may hold that no module needs: it is kept, and known. `scaling_factor` comes with autoencoders that
+were read out of folders of diffusers."""
 
 
 def source_name(kind: str, name: str) -> str:
