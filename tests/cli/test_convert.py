@@ -64,7 +64,7 @@ def test_what_is_unusual_is_told_and_the_place_is_made(
     done = uldm("convert", "to-uldm", golden_checkpoint("uncond-vq"), "new/ours.safetensors", cwd=tmp_path)
     assert done.code == 0, done.err
     assert (tmp_path / "new" / "ours.safetensors").exists()
-    assert "not read, because they are no tensors: pytorch_lightning" in done.err
+    assert "not read, since they are no tensors: pytorch_lightning" in done.err
 
 
 def test_an_autoencoder_of_diffusers_is_known_again(uldm: Callable, tmp_path: Path) -> None:

@@ -185,15 +185,17 @@ def test_tensors_without_a_place_come_back(folder: Path, tmp_path: Path) -> None
     equal(load_file(tmp_path / "back" / "unet" / WEIGHTS), tensors)
 
 
-def test_half_a_model_is_said_and_not_written(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_does_not_fit_its_config_is_told(folder: Path) -> None:
     tensors = load_file(folder / "unet" / WEIGHTS)
     del tensors["mid_block.attentions.0.to_k.weight"]
     save_file(tensors, folder / "unet" / WEIGHTS)
-    checkpoint = read(folder)
-    (warning,) = checkpoint.warnings
-    assert "lacks 3 tensors that its config asks for, first mid_block.attentions.0.to_q.weight" in warning
-    assert "first backbone.middle_block.1.qkv.weight" in refused(lambda: write(checkpoint, tmp_path / "back"))
-    assert not (tmp_path / "back").exists()
+    said = refused(lambda: read(folder))
+    assert "unet does not fit its config.json: 1 tensor differs, first mid_block.attentions.0.to_q.weight" in said
+    assert "the weights are incomplete" in said
+    edit(folder / "unet" / "config.json", block_out_channels=[64, 64])
+    said = refused(lambda: read(folder))
+    assert " is [" in said
+    assert "block_out_channels" in said
 
 
 @pytest.mark.parametrize(

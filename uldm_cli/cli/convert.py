@@ -141,6 +141,8 @@ def _show_converted(done: "Converted", layout: str) -> None:
         rows=rows,
         summary=summary,
     )
+    if skipped := done.source.checkpoint.skipped:
+        console.note(f"not read, since they are no tensors: {', '.join(skipped)}")
     for warning in done.source.checkpoint.warnings:
         console.warn(warning)
 
@@ -171,6 +173,8 @@ def _rows(report: "Report") -> list[tuple[str, str]]:
     ]
     facts = [(name, str(value)) for name, value in report.facts.items()]
     rows = [*facts, *parts, ("on disk", f"{report.bytes / 1e6:,.1f} MB")]
+    if report.skipped:
+        rows.append(("not read", f"no tensors: {', '.join(report.skipped)}"))
     if report.extra:
         rows.append(("not understood", f"{len(report.extra)} tensors: {', '.join(report.extra[:5])}"))
     return rows

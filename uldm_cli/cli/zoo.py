@@ -86,6 +86,8 @@ def pull(
     from uldm_cli.runs import zoo
 
     pulled = zoo.pull(name, source)
+    if doubt := zoo.doubt(name, pulled):
+        console.warn(doubt)
     console.result(
         {"name": name, "model": f"zoo:{name}", **vars(pulled)},
         summary=f"zoo:{name} is {pulled.path} (sha256 {pulled.sha256[:12]}...)",

@@ -50,5 +50,7 @@ class Checkpoint:
     tensors: "Tensors"
     warnings: tuple[str, ...] = ()
     """What a person should know of it."""
+    skipped: tuple[str, ...] = ()
+    """Names of classes that were not built, because weights need none."""
     extra: tuple[str, ...] = ()
     """Names in the source that were not understood; their tensors are kept."""

@@ -115,28 +115,38 @@ def _as(tensor: Tensor, dtype: str) -> Tensor:
 
 def _counted(tensors: Tensors, progress: Progress) -> dict[str, TensorRef]:
     """The same tensors, each reported when it is read."""
+    seen: set[str] = set()  # some are read twice, to be compared
     done = 0
 
-    def reading(ref: TensorRef) -> TensorRef:
+    def reading(name: str, ref: TensorRef) -> TensorRef:
         def read() -> Tensor:
             nonlocal done
-            before, done = done, done + ref.nbytes
-            progress.advance(done // MB - before // MB)
+            if name not in seen:
+                seen.add(name)
+                before, done = done, done + ref.nbytes
+                progress.advance(done // MB - before // MB)
             return ref.read()
 
         return TensorRef(ref.shape, ref.dtype, read)
 
-    return {name: reading(ref) for name, ref in tensors.items()}
+    return {name: reading(name, ref) for name, ref in tensors.items()}
 
 
 def compare(a: ModelFile, b: ModelFile, weights: str | None = None) -> dict[str, float]:
-    """Norm of the difference over norm of a's, of everything that both compute from the same input, in float32."""
-    ours, theirs = outputs(a, weights), outputs(b, weights)
+    """Norm of the difference over norm of a's, of everything that both compute from the same input, in float32.
+
+    Both decode a's latent: one of b's, a little different, may fall to other codes.
+    """
+    ours = outputs(a, weights)
+    theirs = outputs(b, weights, ours["latent"])
     return {name: float((theirs[name] - value).norm() / value.norm()) for name, value in ours.items()}
 
 
-def outputs(file: ModelFile, weights: str | None) -> dict[str, Tensor]:
-    """What a model makes of inputs drawn from seed 0: latent, image and predicted noise."""
+def outputs(file: ModelFile, weights: str | None, decoded: Tensor | None = None) -> dict[str, Tensor]:
+    """What a model makes of inputs drawn from seed 0: latent, image and predicted noise.
+
+    The image is that of `decoded`, or of the model's own latent.
+    """
     import torch
 
     held = weights if weights in file.header.weights else None
@@ -151,12 +161,12 @@ def outputs(file: ModelFile, weights: str | None) -> dict[str, Tensor]:
             channels = file.header.config["autoencoder"]["in_channels"]
             side = file.header.config["image_size"]
             latent = autoencoder.to_latent(draw(1, channels, side, side).clamp(-1, 1))
-            return {"latent": latent, "image": autoencoder.from_latent(latent)}
+            return {"latent": latent, "image": autoencoder.from_latent(latent if decoded is None else decoded)}
         model = load_latent_diffusion(file, weights=held)
         latent = model.encode(draw(1, *model.image_shape).clamp(-1, 1))
         x = draw(1, *model.latent_shape)
         eps = model.denoiser(x, 500, _condition(file.header.config, model.latent_shape, draw)).eps
-        return {"latent": latent, "image": model.decode(latent), "eps": eps}
+        return {"latent": latent, "image": model.decode(latent if decoded is None else decoded), "eps": eps}
 
 
 def _condition(config: Mapping[str, Any], latent_shape: tuple[int, int, int], draw: Any) -> Any:

@@ -41,6 +41,7 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
     """What the config says, by the words that people use."""
     warnings: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
 
 
@@ -66,6 +67,7 @@ def inspect(reference: str | None, config: Path | None = None) -> Report:
         file.header.kind,
         _facts(file),
         checkpoint.warnings,
+        checkpoint.skipped,
         checkpoint.extra,
     )
 

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from uldm_cli import registry
+from uldm_cli import console, registry
 from uldm_cli.errors import PluginError, UldmError
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class Trajectories:
         from uldm_cli.runs.models import load_latent_diffusion
 
         spec = plan.spec
+        for warning in plan.model.checkpoint.warnings:
+            console.warn(warning)
         self.spec, self._logged = spec, plan.logged
         self.model: LatentDiffusion = load_latent_diffusion(
             plan.model, device=spec.device, precision=spec.precision, weights=spec.weights

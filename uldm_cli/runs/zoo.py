@@ -17,6 +17,7 @@ from typing import Any
 from uldm_cli import assets
 from uldm_cli.errors import ConfigError, UldmError, UsageError, nearest
 from uldm_cli.fetch import cache, fetch
+from uldm_cli.formats import compvis
 from uldm_cli.formats.published import published_config
 from uldm_cli.runs.files import atomic_write
 from uldm_cli.runs.unzip import members, sha256_of, unzip
@@ -146,6 +147,16 @@ def pull(name: str, source: Path | None = None) -> Pulled:
             raise
         download.unlink()
         return pulled
+
+
+def doubt(name: str, pulled: Pulled) -> str | None:
+    """Why what was pulled cannot be used as that model, if so: a wrong file may have been given in its place."""
+    try:
+        compvis.read(pulled.path)
+    except ConfigError as error:
+        places = f"{folder(name)} and {_record_path(name)}"
+        return f"zoo:{name} cannot be used. {error}. If it was the wrong file, remove {places}"
+    return None
 
 
 def _by_hand(what: Entry, place: Path) -> str:

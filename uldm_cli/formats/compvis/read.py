@@ -45,8 +45,8 @@ def read(path: Path, config: Path | None = None) -> Checkpoint:
     renamed = rename(tensors, model, path)
     shapes = {name: ref.shape for name, ref in renamed.tensors.items()}
     header = Header(model.kind, _with_scale_factor(model, tensors, path).config, {}, step, shapes)
-    warnings = (*model.warnings, *renamed.warnings, *skipped)
-    return Checkpoint(path, "compvis", header, renamed.tensors, warnings, renamed.extra)
+    warnings = (*model.warnings, *renamed.warnings)
+    return Checkpoint(path, "compvis", header, renamed.tensors, warnings, skipped, renamed.extra)
 
 
 def weights_in(folder: Path) -> Path:
@@ -81,13 +81,12 @@ def _config_beside(path: Path) -> Path | None:
 
 
 def _opened(path: Path) -> tuple[Tensors, int, tuple[str, ...]]:
-    """Tensors, training step, and what to say of the file."""
+    """Tensors, training step, and names of classes that were not built."""
     if sniff(path) == "safetensors":
         return open_safetensors(path)[1], 0, ()
     pickle = open_pickle(path)
     step = pickle.plain.get("global_step")
-    skipped = (f"not read, because they are no tensors: {', '.join(pickle.skipped)}",) if pickle.skipped else ()
-    return pickle.tensors, step if type(step) is int and step >= 0 else 0, skipped
+    return pickle.tensors, step if type(step) is int and step >= 0 else 0, tuple(pickle.skipped)
 
 
 def _with_scale_factor(model: Translated, tensors: Tensors, path: Path) -> Translated:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from uldm_cli.errors import ConfigError
 from uldm_cli.formats.checkpoint import KEPT, Checkpoint, Header
+from uldm_cli.formats.compvis.shapes import shapes_of
 from uldm_cli.formats.diffusers import autoencoders, unet
 from uldm_cli.formats.diffusers.fields import Fields
 from uldm_cli.formats.diffusers.scheduler import read_scheduler
 from uldm_cli.formats.diffusers.tables import Row, autoencoder_rows, to_ours, unet_rows
 from uldm_cli.formats.diffusers.weights import read_weights
+from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel, read_model
 
 if TYPE_CHECKING:
     from uldm_cli.formats.tensors import TensorRef
@@ -32,6 +34,8 @@ class _Found:
     tensors: dict[str, "TensorRef"] = field(default_factory=dict)
     extra: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    names: dict[str, tuple[Path, tuple[str, ...]]] = field(default_factory=dict)
+    """Where diffusers has each of our tensors."""
 
     def add(self, folder: Path, rows: Sequence[Row], part: str, name: str) -> None:
         """Maps the weights of a folder to those of one of our parts; `name` is what kept tensors are called by."""
@@ -39,9 +43,7 @@ class _Found:
         ours = to_ours(rows, theirs)
         used = {name for row in rows if row.ours in ours for name in row.theirs}
         extra = [key for key in theirs if key not in used]
-        missing = [name for row in rows if row.ours not in ours for name in row.theirs]
-        if missing:
-            warnings.append(f"{folder} lacks {len(missing)} tensors that its config asks for, first {missing[0]}")
+        self.names |= {f"{part}.{row.ours}": (folder, row.theirs) for row in rows}
         self.tensors |= {f"{part}.{key}": ref for key, ref in ours.items()}
         self.tensors |= {f"{KEPT}{name}.{key}": theirs[key] for key in extra}
         self.extra += [f"{name}.{key}" for key in extra]
@@ -53,8 +55,32 @@ class _Found:
             self.warnings.append(f"{fields.path}: uldm does not know {', '.join(unknown)}")
 
     def checkpoint(self, path: Path, kind: str, config: dict[str, Any]) -> Checkpoint:
-        header = Header(kind, config, tensors={name: ref.shape for name, ref in self.tensors.items()})
-        return Checkpoint(path, "diffusers", header, self.tensors, tuple(self.warnings), tuple(self.extra))
+        shapes = {name: ref.shape for name, ref in self.tensors.items()}
+        self._check(path, kind, config, shapes)
+        header = Header(kind, config, tensors=shapes)
+        return Checkpoint(path, "diffusers", header, self.tensors, tuple(self.warnings), extra=tuple(self.extra))
+
+    def _check(self, path: Path, kind: str, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+        """Makes sure that there is every tensor that the config asks for, in its shape."""
+        model = read_model(LatentDiffusionModel if kind == "latent-diffusion" else AutoencoderModel, config, str(path))
+        wrong = [(name, shape) for name, shape in shapes_of(model).items() if shapes.get(name) != shape]
+        if not wrong:
+            return
+        folder = self.names[wrong[0][0]][0]
+        first = "; ".join(
+            f"{' and '.join(self.names[name][1])} {_shown(shapes.get(name))}, expected {list(shape)}"
+            for name, shape in wrong[:10]
+        )
+        count = "1 tensor differs" if len(wrong) == 1 else f"{len(wrong)} tensors differ"
+        likely = f"in {folder / CONFIG}, block_out_channels, layers_per_block or the block types are wrong"
+        if all(name not in shapes for name, _ in wrong):
+            likely = f"the weights are incomplete, or {likely}"
+        message = f"{folder} does not fit its {CONFIG}: {count}, first {first}"
+        raise ConfigError(message, f"Most likely {likely}")
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else f"is {list(shape)}"
 
 
 def is_folder(path: Path) -> bool:
