@@ -371,7 +371,7 @@ def test_a_config_that_does_not_fit(
     config = changed_config(family, changes, tmp_path / "wrong.yaml")
     message = refused(published(family), config)
     assert str(config) in message
-    said = message.partition("In the config, ")[2]
+    said = message.partition("n the config, ")[2]
     assert said.startswith("model.params")
     assert field in said
     assert 1 <= message.count(" in the checkpoint and ") <= 10

@@ -108,7 +108,7 @@ def explain(differences: Sequence[Difference], path: Path, model: Translated) ->
     count = "1 tensor differs" if len(differences) == 1 else f"{len(differences)} tensors differ"
     hint = f"In the config, {_field(differences, model.kind)} is likely wrong"
     if all(difference.found is None for difference in differences):
-        hint = f"The checkpoint is incomplete, or in the config {_field(differences, model.kind)} is wrong"
+        hint = f"The checkpoint is incomplete, or, in the config, {_field(differences, model.kind)} is wrong"
     if all(difference.name.startswith(EMA) for difference in differences):
         hint = "The averaged weights are incomplete; save the checkpoint again"
     return ConfigError(f"{path} does not fit {model.path}: {count}{more}: {listing}", hint)
