@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from uldm_cli.__main__ import main
 
@@ -43,6 +44,80 @@ def test_recreate(call, tiny_ldm, tmp_path):
     assert told["made_by"] == {"command": "ldm sample", "version": "0.1.0", "kind": "image", "step": "1"}
     assert told["config"]["model"] == str(tiny_ldm)
     assert call("viz", "recreate", "run/image_step_1.png", "--outdir", "again", "-q") == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "written"),
+    [
+        ("viz schedule linear end=0.03 cosine --dpi=40 --json", "schedules.png"),
+        ("viz schedule cosine --dpi 40 --out of/mine.png", "of/mine.png"),
+        ("viz lpips a.png b.png --dummy --size 32", "lpips_heatmap.png"),
+        ("viz noising a.png --steps 0,500 --size 32 --dpi 40", "noising.png"),
+        ("vqvae diagram --dpi 40", "viz_out/unet_architecture.png"),
+        ("vqvae diagram --dpi 40 --outdir of/tiny.png --part unet", "of/tiny.png"),
+        ("vqvae visualize --model MODEL --device cpu -- a.png", "viz_out/a_recon.png"),
+        ("vqvae visualize a.png --model MODEL --device cpu --out of/looks", "of/looks/a_code_hist.png"),
+    ],
+)
+def test_command_lines_are_run_again(call, tiny_ldm, tmp_path, args, written):
+    for number, name in enumerate(("a.png", "b.png")):
+        Image.linear_gradient("L").resize((64, 64)).rotate(90 * number).convert("RGB").save(name)
+    words = [word.replace("MODEL", str(tiny_ldm)) for word in args.split()]
+    code, _, err = call(*words)
+    assert code == 0, err
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+
+    code, out, err = call("viz", "recreate", written, "--outdir", "again", "--json")
+    assert code == 0, err
+    assert err.startswith(f"running: uldm {' '.join(words[:2])} ")
+    told = json.loads(out)
+    assert (told["identical"], told["model_changed"], told["config"]) == (True, None, None)
+    assert told["made_by"]["command"] == " ".join(words[:2])
+    assert told["file"].startswith("again/")
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if tmp_path / "again" not in path.parents}
+    assert after == before
+
+    code, _, err = call("viz", "recreate", told["file"], "--outdir", "again")
+    assert code == 2
+    assert err.endswith("lies in again, and could be written over. Give another --outdir\n")
+
+
+def test_what_a_command_line_needs_is_named(call, tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.linear_gradient("L").resize((64, 64)).save(name)
+    assert call("viz", "lpips", "a.png", "b.png", "--dummy", "-q") == (0, "", "")
+    (tmp_path / "b.png").unlink()
+    code, out, err = call("viz", "recreate", "lpips_heatmap.png", "-q")
+    assert (code, out) == (2, "")
+    assert "b.png" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"command": "vqvae train"}, "was made by `uldm vqvae train`, which cannot be run again"),
+        ({"name": "../a.png"}, "is not of this program"),
+        ({"places": {"--out": ".."}}, "is not of this program"),
+        ({"places": {"--config": "a"}}, "is not of this program"),
+        ({"arguments": [1]}, "is not of this program"),
+        ({"version": "99.0"}, "was made by uldm 99.0"),
+        ({"name": "other.png"}, "does not make the picture"),
+        ({"arguments": ["cosine", "--out", "elsewhere.png"]}, None),
+    ],
+)
+def test_a_strange_command_line_is_not_followed(call, tmp_path, change, message):
+    assert call("viz", "schedule", "cosine", "--dpi", "40", "--out", "s.png")[0] == 0
+    with Image.open("s.png") as image:
+        said = json.loads(image.text["uldm"]) | change
+        information = PngInfo()
+        information.add_text("uldm", json.dumps(said))
+        image.save("strange.png", pnginfo=information)
+    code, _, err = call("viz", "recreate", "strange.png", "--outdir", "again", "-q")
+    assert (code > 0) == bool(message)
+    assert (message or "") in err
+    assert {path.name for path in tmp_path.iterdir()} <= {"s.png", "strange.png", "again"}
 
 
 def test_a_picture_of_another_program_is_one_line(call, tmp_path):

@@ -6,6 +6,7 @@
 An option left out is None, so that the config decides; `json` and `quiet` need no handling in the command.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from typer.core import TyperCommand, TyperOption
 
 from uldm_cli import console
 from uldm_cli.errors import UsageError
+from uldm_cli.runs.calls import PLACES, Call, running
 
 _MACHINE = "Machine"
 _OUTPUT = "Output"
@@ -173,6 +175,8 @@ Precision = Annotated[
 ]
 
 GIVEN = "uldm_cli.given"  # in a context's `meta`: option -> the text that was given to it, for messages
+_CALL = "uldm_cli.call"  # there, too: what is called
+_TOLD = ("--json", "--quiet", "-q", "--show-inline")  # flags that change what is told, and not what is drawn
 _POSITIONAL = ""  # an alias of the positional CONFIG
 # Spellings of the scripts that people come from. Each counts only for a command that has the option it stands for.
 _ALIASES = {
@@ -211,7 +215,13 @@ class Command(TyperCommand):
         finally:
             console.configure(json="--json" in spelling.flags, quiet=not spelling.flags.isdisjoint({"-q", "--quiet"}))
         ctx.meta[GIVEN] = spelling.values
+        ctx.meta[_CALL] = Call(ctx.command_path.partition(" ")[2], *spelling.without_places())
         return super().parse_args(ctx, spelling.arguments)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command, and lets the pictures that it draws say so."""
+        with running(ctx.meta[_CALL]):
+            return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """The line after "Usage: uldm ldm sample"."""
@@ -263,6 +273,22 @@ class _Spelling:
                 self._short(arg, rest)
             else:
                 self.arguments.append(arg)
+
+    def without_places(self) -> tuple[list[str], dict[str, str]]:
+        """The arguments without the options PLACES and the flags that only change what is told, and those options."""
+        kept: list[str] = []
+        places: dict[str, str] = {}
+        rest = list(self.arguments)
+        while rest:
+            arg = rest.pop(0)
+            if arg == "--":
+                return [*kept, arg, *rest], places
+            value = [rest.pop(0)] if self._takes_value.get(arg) else []
+            if value and arg in PLACES:
+                places[arg] = os.path.basename(os.path.abspath(value[0]))
+            elif arg not in _TOLD:
+                kept += [arg, *value]
+        return kept, places
 
     def _long(self, arg: str, rest: list[str]) -> None:
         given, equals, value = arg.partition("=")

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from uldm_cli import __version__
 from uldm_cli.errors import ConfigError
+from uldm_cli.runs.calls import KEYWORD, PLACES, Call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from uldm_cli.runs.models import ModelFile
     from uldm_cli.specs.sampling import Walk
 
-KEYWORD = "uldm"  # of the text in the PNG
+_Formed = TypeVar("_Formed")
 
 _ENDS = 65_536  # bytes of each end of a file that tell it from another
 
@@ -112,24 +114,57 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         ConfigError: it is no picture, has none, or one of a newer version of this program.
     """
+    return _read(path, _as_recipe)
+
+
+def read_call(path: Path) -> tuple[Call, Recipe] | None:
+    """The call that made a picture, and what to show as its recipe; None where the picture has a recipe of its own.
+
+    Raises:
+        ConfigError: as `read_recipe`.
+    """
+    return _read(path, _as_call)
+
+
+def _read(path: Path, form: Callable[[Any], _Formed]) -> _Formed:
+    """What `form` makes of the JSON in a picture."""
     text = _text_in(path)
     if text is None:
         raise ConfigError(
             f"{path} does not say how it was made",
-            "Only PNG files of `uldm ldm` do, as long as no other program saved them again",
+            "Only PNG files of uldm do, as long as no other program saved them again",
         )
     try:
         found = json.loads(text)
-        recipe = Recipe(
-            *(_typed(found, name, str) for name in ("version", "command")),
-            *(_typed(found, name, dict) for name in ("config", "model", "picture")),
-        )
+        version = _typed(found, "version", str)
+        formed = form(found)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        hint = "Only PNG files of `uldm ldm` do so in a way that can be read"
+        hint = "Only PNG files of uldm do so in a way that can be read"
         raise ConfigError(f"what {path} says of how it was made is not of this program", hint) from error
-    if _release(recipe.version) > _release(__version__):
-        raise ConfigError(f"{path} was made by uldm {recipe.version}, and this is {__version__}", "Update uldm")
-    return recipe
+    if _release(version) > _release(__version__):
+        raise ConfigError(f"{path} was made by uldm {version}, and this is {__version__}", "Update uldm")
+    return formed
+
+
+def _as_recipe(found: Any) -> Recipe:
+    return Recipe(
+        *(_typed(found, name, str) for name in ("version", "command")),
+        *(_typed(found, name, dict) for name in ("config", "model", "picture")),
+    )
+
+
+def _as_call(found: Any) -> tuple[Call, Recipe] | None:
+    if "arguments" not in found:
+        return None
+    version, command, name = (_typed(found, field, str) for field in ("version", "command", "name"))
+    arguments, places = _typed(found, "arguments", list), _typed(found, "places", dict)
+    if not all(isinstance(word, str) for word in (*arguments, *places.values())) or not places.keys() <= set(PLACES):
+        raise TypeError("not what is written")
+    if any(place != os.path.basename(place) or place == os.pardir for place in (name, *places.values())):
+        raise ValueError("a name of a file is more than that")
+    return Call(command, arguments, places), Recipe(
+        version, command, {}, {}, {"arguments": arguments, "places": places, "name": name}
+    )
 
 
 def _typed(found: Any, name: str, kind: type) -> Any:

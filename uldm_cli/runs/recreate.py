@@ -55,8 +55,8 @@ class Recreated:
     recipe: Recipe
     psnr: float
     """Between the two, in dB: infinite when all pixels are the same, not a number when the sizes differ."""
-    model_changed: bool
-    """Since the picture was made."""
+    model_changed: bool | None
+    """Since the picture was made; None where the picture says nothing of its model."""
 
     @property
     def identical(self) -> bool:

@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from uldm_cli.errors import ConfigError
+from uldm_cli.runs.calls import signed
 from uldm_cli.runs.files import atomic_write
 
 if TYPE_CHECKING:
@@ -89,11 +90,13 @@ def save_figure(figure: Figure, path: Path, about: Mapping[str, str], style: Sty
     Args:
         figure: what to write.
         path: of the file, ending in .png, .svg or .pdf.
-        about: kept in the file: as text by keyword in a PNG; in SVG and PDF "title" as the title, and the others
-            in the description.
+        about: kept in the file: as text by keyword in a PNG, with the command that runs; in SVG and PDF "title" as the
+            title, and the others in the description.
         style: how it is printed.
     """
     kind = picture_format(path)
+    if kind == "png":
+        about = signed(path, about)
     encoded = BytesIO()
     with styled(style):
         figure.savefig(encoded, format=kind, dpi=style.dpi, metadata=_metadata(kind, about))
