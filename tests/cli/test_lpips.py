@@ -83,3 +83,13 @@ def test_errors_are_one_line(args: list[str], said: str, capsys: pytest.CaptureF
     assert said in err
     assert err.count("\n") == 1
     assert not Path("lpips_heatmap.png").exists()
+
+
+def test_a_drawing_says_what_it_shows_and_a_stand_in_has_no_checksum() -> None:
+    assert main(["viz", "lpips", "a.png", "b.png", *SMALL, "--out", "map.svg", "--font-size", "12"]) == 0
+    drawn = Path("map.svg").read_text()
+    assert ">b.png<" in drawn
+    assert ">difference<" in drawn
+    assert main(["viz", "lpips", "a.png", "b.png", *SMALL]) == 0
+    with Image.open("lpips_heatmap.png") as heatmap:
+        assert "weights_sha256" not in heatmap.info

@@ -44,7 +44,7 @@ def test_quiet_and_unreadable_training_images(capsys: pytest.CaptureFixture[str]
     assert main(["viz", "nearest", "sample.png", "--data", "training", "-q"]) == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "warning: 1 images of training cannot be read and are left out: broken.png\n"
+    assert err == "warning: 1 image of training cannot be read and is left out: broken.png\n"
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,8 @@ def test_codebook_latents_and_interpolate(vqvae: Run) -> None:
         (("latents", "in/a.png", "--out", "x.jpg"), "a plot is written as .png, .svg or .pdf"),
         (("latents", "in/a.png", "bad.png"), "bad.png: not an image"),
         (("interpolate", "in/a.png", "in"), "in is a folder, and an image is needed"),
-        (("interpolate", "in/a.png", "in/b.png", "--out", "x.svg"), "the strip is written as .png"),
+        (("interpolate", "in/a.png", "in/b.png", "--out", "x.jpg"), "a plot is written as .png, .svg or .pdf"),
+        (("visualize", "in", "--format", "jpg"), "--format jpg: a plot is written as png, svg or pdf"),
     ],
 )
 def test_one_line_for_each_mistake(vqvae: Run, arguments: tuple[str, ...], words: str) -> None:
@@ -111,3 +112,20 @@ def test_one_line_for_each_mistake(vqvae: Run, arguments: tuple[str, ...], words
     assert words in err
     assert len([line for line in err.strip().splitlines() if line.startswith("error: ")]) == 1
     assert sorted(Path().rglob("*")) == before
+
+
+def test_sheets_have_titles_in_each_format(vqvae: Run) -> None:
+    for form in ("png", "svg", "pdf"):
+        assert vqvae("visualize", "in/a.png", "--format", form, "--dpi", 60, "--font-size", 12)[0] == 0
+    assert "original" in Path("viz_out/a_recon_indices.svg").read_text()
+    assert Path("viz_out/a_recon_indices.pdf").read_bytes().startswith(b"%PDF")
+    assert not Path("viz_out/a_recon.svg").exists()
+    with Image.open("viz_out/a_recon_indices.png") as sheet:
+        assert sheet.info["dpi"] == pytest.approx((60, 60), abs=0.1)
+        assert sheet.info["title"].startswith("a.png, by ")
+    code, _, err = vqvae("codebook", "--format", "svg", "--out", "pages")
+    assert code == 0, err
+    assert sorted(path.name for path in Path("pages").iterdir())[0] == "codebook_codes.svg"
+    assert "Below each its id in the codebook" in Path("pages/codebook_codes.svg").read_text()
+    assert vqvae("interpolate", "in/a.png", "in/b.png", "--steps", 3, "--out", "strip.svg")[0] == 0
+    assert "From a.png (0) to b.png (1), by" in Path("strip.svg").read_text()

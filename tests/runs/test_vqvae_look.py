@@ -68,7 +68,7 @@ def test_four_files_hold_what_the_model_makes_of_an_image(request_: Request) -> 
     drawn = pixels("out/a_recon.png")
     assert np.abs(drawn - ((recon[0].clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).numpy()).max() < 0.51
     panels = pixels("out/a_recon_indices.png")
-    top, times = 18, 8  # the labels' band; 32 pixels are enlarged to at least 240
+    top, times = 63, 8  # below the title and the labels; 32 pixels are enlarged to at least 240
     for column, expected in enumerate((image, drawn, colored(np.kron(indices, np.ones((4, 4))), (0, 63), "viridis"))):
         left = 2 + column * (times * 32 + 2)
         assert np.array_equal(panels[top : top + times * 32 : times, left : left + times * 32 : times], expected)
@@ -222,7 +222,8 @@ def test_between_two_images_lie_their_mixtures(request_: Request) -> None:
     result = interpolate(Path("a.png"), Path("b.png"), None, request_, steps=4)
     assert result.file == Path("viz_out/a_to_b.png")
     strip = pixels(result.file)
-    times, top = 3, 18
+    times = 3
+    top = strip.shape[0] - times * 32 - 2  # below the title and the labels
     assert strip.shape[1] == 4 * (times * 32 + 2) + 2
     visualize(Path("a.png"), Path("out"), request_)
     first = strip[top : top + times * 32 : times, 2 : 2 + times * 32 : times]

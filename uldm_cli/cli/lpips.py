@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uldm_cli import console
-from uldm_cli.cli.options import Command, Device, Json, Quiet, ShowInline
+from uldm_cli.cli.options import Command, Device, FontSize, Json, Quiet, ShowInline
 from uldm_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ Out = Annotated[
     typer.Option(
         "--out",
         metavar="PATH",
-        help="The heatmap (default: lpips_heatmap.png); of two folders, a folder for all (default: none).",
+        help="The heatmap: a bare .png, or a .svg or .pdf with title and colour bar (default: lpips_heatmap.png); of "
+        "two folders, a folder for all (default: none).",
     ),
 ]
 Colormap = Annotated[
@@ -75,6 +76,7 @@ Seed = Annotated[
 EXAMPLES = """
 Examples:
   uldm viz lpips photo.png copy.jpg                      the distance, and lpips_heatmap.png
+  uldm viz lpips photo.png copy.jpg --out difference.pdf --colormap magma
   uldm viz lpips originals reconstructions               two folders: a table of the images with the same names
   uldm viz lpips a.png b.png --net vgg --auto-download   by VGG16, 553 MB the first time
   uldm viz lpips --dummy                                 a trial run: random images, no weights
@@ -102,6 +104,7 @@ def lpips(
     colormap: Colormap = "gray",
     scale: Scale = None,
     out: Out = None,
+    font_size: FontSize = 9.0,
     show_inline: ShowInline = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -109,12 +112,13 @@ def lpips(
 ) -> None:
     """How different two images look, or the images of two folders."""
     from uldm_cli.runs import lpips as run
+    from uldm_cli.runs.draw.plot import Style
 
     if scale is not None and not 0 < scale < float("inf"):
         raise UsageError(f"--scale {scale:g} is not a difference", "Give a number above 0")
     first, second = _one("A", "--img0", a, img0), _one("B", "--img1", b, img1)
     backbone = read_backbone(net, weights_url, auto_download=auto_download, dummy=dummy)
-    look = run.Look(backbone, size, colormap, scale, device or "auto")
+    look = run.Look(backbone, size, colormap, scale, device or "auto", Style(font_size=font_size))
     if first is None and second is None:
         _show_pair(run.compare_random(look, out or run.HEATMAP, seed=seed), show_inline)
     elif first is None or second is None:

@@ -131,7 +131,9 @@ def nearest(
 def _show(answer: Answer, data: str, out: Path, drawn: int) -> None:
     if answer.skipped:
         names = tuple(name for name, _ in answer.skipped)
-        console.warn(f"{len(names)} images of {data} cannot be read and are left out: {shortened(names)}")
+        many = f"{len(names):,} images of {data} cannot be read and are left out"
+        one = f"1 image of {data} cannot be read and is left out"
+        console.warn(f"{one if len(names) == 1 else many}: {shortened(names)}")
     console.result(
         _document(answer, data, out),
         title=_title(answer, data),
@@ -142,18 +144,21 @@ def _show(answer: Answer, data: str, out: Path, drawn: int) -> None:
 
 
 def _row(sample: Sample, answer: Answer) -> tuple[object, ...]:
+    from uldm_cli.runs.nearest import figure
+
     usual = answer.typical
     cells: list[object] = [sample.name]
     for found, typical in ((sample.pixels, usual and usual.pixels), (sample.lpips, usual and usual.lpips)):
         ratio = found[0].distance / typical if typical else None
         name = f"{found[0].name} (mirrored)" if found[0].mirrored else found[0].name
-        cells += [name, round(found[0].distance, 6), ratio if ratio is None else round(ratio, 3)]
+        cells += [name, figure(found[0].distance), ratio if ratio is None else f"{ratio:#.3g}"]
     return tuple(cells)
 
 
 def _title(answer: Answer, data: str) -> str:
     """What was compared, and what its numbers are to be compared with."""
-    what = f"{answer.count:,} images of {data} at {answer.size}x{answer.size}, {answer.metric.title}"
+    images = "image" if answer.count == 1 else "images"
+    what = f"{answer.count:,} {images} of {data} at {answer.size}x{answer.size}, {answer.metric.title}"
     usual = answer.typical
     if usual is None:
         return what

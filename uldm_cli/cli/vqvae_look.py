@@ -53,6 +53,16 @@ BatchSize = Annotated[
         rich_help_panel=_MACHINE,
     ),
 ]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        metavar="png|svg|pdf",
+        help="Of the plots and sheets (default: png).",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
 
 EXAMPLES = {
     "visualize": """
@@ -60,11 +70,12 @@ Examples:
   uldm vqvae visualize photo.jpg                             four files in viz_out: photo_recon.png, ...
   uldm vqvae visualize photos --model outputs/vqvae-mine --out looked
   uldm vqvae visualize photos --model zoo:kl-f8              no codebook: the posterior instead of the codes
+  uldm vqvae visualize photo.jpg --format pdf                the sheet and the histogram, with text that stays text
 
 Written of each image: NAME_recon.png; NAME_recon_indices.png, the codes beside it; NAME_code_hist.png, how often each
 is used; NAME_loss.txt. Of a model with a posterior: NAME_recon_kl.png and NAME_posterior_hist.png in their place.
-Images keep their size, but for edges cut so that the model's factor divides it. Of files that differ in the ending
-alone, NAME keeps it.
+NAME_recon.png is a PNG in any --format. Images keep their size, but for edges cut so that the model's factor divides
+it. Of files that differ in the ending alone, NAME keeps it.
 """,
     "reconstruct": """
 Examples:
@@ -90,7 +101,7 @@ Examples:
     "interpolate": """
 Examples:
   uldm vqvae interpolate a.png b.png                         viz_out/a_to_b.png, eight pictures
-  uldm vqvae interpolate a.png b.png --steps 12 --out strip.png
+  uldm vqvae interpolate a.png b.png --steps 12 --out strip.pdf
 """,
 }
 
@@ -114,6 +125,7 @@ def visualize(
     config: Config = None,
     size: Size = None,
     out: Folder = Path("viz_out"),
+    form: Format = "png",
     dpi: Dpi = 150,
     font_size: FontSize = 9.0,
     show_inline: ShowInline = False,
@@ -127,7 +139,7 @@ def visualize(
     from uldm_cli.runs.vqvae_visualize import visualize
 
     request = Request(model, config, device, size, batch_size)
-    _show_visualized(visualize(path, out, request, Style(dpi, font_size)), inline=show_inline)
+    _show_visualized(visualize(path, out, request, Style(dpi, font_size), form=form), inline=show_inline)
 
 
 def _show_visualized(result: "vqvae_visualize.Result", *, inline: bool) -> None:
@@ -232,6 +244,7 @@ def codebook(
         bool, typer.Option("--all", metavar="", help="Draw every code, 256 a page, not the most used 256 alone.")
     ] = False,
     out: Folder = Path("viz_out"),
+    form: Format = "png",
     dpi: Dpi = 150,
     font_size: FontSize = 9.0,
     show_inline: ShowInline = False,
@@ -246,7 +259,8 @@ def codebook(
 
     request = Request(model, config, device, batch_size=batch_size)
     style = Style(dpi, font_size)
-    _show_codebook(codebook(out, request, data=data, num=num, every=every, style=style), inline=show_inline)
+    result = codebook(out, request, data=data, num=num, every=every, style=style, form=form)
+    _show_codebook(result, inline=show_inline)
 
 
 def _show_codebook(result: "vqvae_codebook.Result", *, inline: bool) -> None:
@@ -349,20 +363,24 @@ def interpolate(
         typer.Option(
             "--out",
             metavar="FILE",
-            help="A .png (default: viz_out/A_to_B.png).",
+            help="A .png, .svg or .pdf (default: viz_out/A_to_B.png).",
             show_default=False,
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
+    dpi: Dpi = 150,
+    font_size: FontSize = 9.0,
     show_inline: ShowInline = False,
     json: Json = False,
     quiet: Quiet = False,
     device: Device = None,
 ) -> None:
+    from uldm_cli.runs.draw.plot import Style
     from uldm_cli.runs.vqvae_latents import interpolate
     from uldm_cli.runs.vqvae_look import Request
 
-    result = interpolate(first, last, out, Request(model, config, device, size), steps=steps)
+    request = Request(model, config, device, size)
+    result = interpolate(first, last, out, request, steps=steps, style=Style(dpi, font_size))
     width, height = result.size[::-1]
     data = {
         "command": "vqvae interpolate",

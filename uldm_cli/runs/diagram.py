@@ -83,8 +83,8 @@ def read(config: Path | None, overrides: Sequence[str] = (), model: str | None =
     if "kind" not in read_yaml(config, targets=True)[0]:
         if overrides:
             raise ConfigError(f"{overrides[0]} cannot change {config}, the config of a published model", "Edit it")
-        return _published(config, str(config))
-    return _of_command(resolve_config(str(config), overrides), str(config))
+        return _published(config, config.name)
+    return _of_command(resolve_config(str(config), overrides), config)
 
 
 def _of_reference(reference: str | None, config: Path | None) -> Described:
@@ -105,14 +105,15 @@ def _published(path: Path, name: str) -> Described:
     return Described(name, read_model(kind, known.config, str(path)))
 
 
-def _of_command(spec: Spec, name: str) -> Described:
+def _of_command(spec: Spec, config: Path) -> Described:
+    name = config.name
     if isinstance(spec, AutoencoderTraining):
         return Described(name, AutoencoderModel(autoencoder=spec.autoencoder, image_size=spec.data.size))
     if isinstance(spec, DiffusionTraining):
         return Described(name, _to_be_trained(spec))
     reference = getattr(spec, "model", None)
     if not isinstance(spec, Sampling):
-        raise ConfigError(f"{name} is a config of another command", "Give one of a training, or a model by --model")
+        raise ConfigError(f"{config} is a config of another command", "Give one of a training, or a model by --model")
     return _of_reference(reference, None)
 
 

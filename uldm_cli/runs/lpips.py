@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 from uldm_cli import console
 from uldm_cli.errors import ConfigError, UsageError
+from uldm_cli.runs.draw.codes import ending_of
+from uldm_cli.runs.draw.heatmap import draw_heatmap
 from uldm_cli.runs.draw.overlay import check_colormap, colored
+from uldm_cli.runs.draw.plot import DEFAULT, FORMATS, Style, save_figure
 from uldm_cli.runs.files import writable_folder, write_png
 from uldm_cli.runs.perceptual import Backbone, Metric, load_metric
 
@@ -32,6 +35,8 @@ class Look:
     scale: float | None = None
     """The difference that is drawn brightest; None: the largest of each picture."""
     device: str = "auto"
+    style: Style = DEFAULT
+    """Of a heatmap with title and colour bar, which an SVG or PDF is."""
 
 
 @dataclass(frozen=True)
@@ -184,8 +189,9 @@ def _read(path: Path, size: int | None) -> Tensor:
 
 
 def _drawn(name: str, images: tuple[Tensor, Tensor], look: Look, out: Path) -> Pair:
-    if out.suffix.lower() != ".png":
-        raise ConfigError(f"--out {out}: the heatmap of two images is a .png", "Choose a name with that ending")
+    if out.suffix.lower().removeprefix(".") not in FORMATS:
+        what = f"--out {out}: the heatmap of two images is a .png, or with title and colour bar a .svg or .pdf"
+        raise ConfigError(what, "Choose a name with one of these endings")
     check_colormap(look.colormap)
     writable_folder(out.parent)
     metric = load_metric(look.backbone, device=look.device)
@@ -229,18 +235,21 @@ def _fitted(image: Tensor, size: tuple[int, int]) -> Tensor:
 def _draw(compared: Compared, look: Look, metric: Metric, out: Path) -> float:
     """Writes the heatmap of a pair, and gives the difference that is drawn brightest."""
     high = look.scale if look.scale is not None else float(compared.map.max())
-    picture = colored(compared.map, (0.0, high), look.colormap)
-    about = {
-        "title": f"{metric.title} of {compared.name}",
-        "distance": f"{compared.distance:.6g}",
-        "scale": f"{high:.6g}",
-        **{name: str(value) for name, value in metric.facts.items()},
-    }
+    title = f"{metric.title} of {compared.name}"
+    facts = {name: str(value) for name, value in metric.facts.items() if value is not None}
+    about = _storable({"title": title, "distance": f"{compared.distance:.6g}", "scale": f"{high:.6g}", **facts})
     writable_folder(out.parent)
-    write_png(out, picture[..., 0] if look.colormap == "gray" else picture, _storable(about))
+    if out.suffix.lower() == ".png":
+        picture = colored(compared.map, (0.0, high), look.colormap)
+        write_png(out, picture[..., 0] if look.colormap == "gray" else picture, about)
+        return high
+    named = "\n".join(ending_of(one, 60) for one in compared.name.split(", "))
+    titled = f"{metric.title}: {compared.distance:.4f}\n{named}"
+    drawn = draw_heatmap(compared.map, high, titled, "difference", look.colormap, look.style)
+    save_figure(drawn, out, about, look.style)
     return high
 
 
 def _storable(about: dict[str, str]) -> dict[str, str]:
-    """What a PNG's text can hold: names of files may be no Unicode."""
+    """What a file's text can hold: names of files may be no Unicode."""
     return {name: text.encode("utf-8", "replace").decode() for name, text in about.items()}

@@ -214,8 +214,9 @@ def draw(answer: Answer, question: Question, out: Path, most: int, style: Style)
         sample = answer.samples[i]
         groups = [cells(sample.pixels, "pixels"), cells(sample.lpips, "lpips")]
         rows.append(Row(Cell(answer.images.sample(i), Path(sample.name).name), groups))
-    name = Path(question.data).name if Path(question.data).exists() else question.data
-    title = f"Nearest of {answer.count:,} training images ({name}, {answer.size}x{answer.size})"
+    name = Path(question.data).absolute().name if Path(question.data).exists() else question.data
+    images = "image" if answer.count == 1 else "images"
+    title = f"Nearest of {answer.count:,} training {images} ({name}, {answer.size}x{answer.size})"
     headings = ("sample", "by pixels (RMS difference)", f"by {answer.metric.title}")
     drawn = draw_nearest(rows, headings, title, _notes(answer, question), style)
     save_figure(drawn, out, {"title": title, **{key: str(value) for key, value in answer.metric.facts.items()}}, style)
@@ -229,7 +230,7 @@ def label(neighbour: Neighbour) -> str:
 
 def figure(distance: float) -> str:
     """A distance to three digits; what is below the accuracy of LPIPS's search is 0."""
-    return f"{distance:.3g}" if distance >= 1e-5 else "0"
+    return f"{distance:#.3g}" if distance >= 1e-5 else "0"
 
 
 def _notes(answer: Answer, question: Question) -> list[str]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from uldm_cli import console, registry
 from uldm_cli.errors import ConfigError
 from uldm_cli.runs.draw.codes import draw_map, draw_tiles, draw_usage, ending_of, rgb
+from uldm_cli.runs.draw.page import check_format, write_page
 from uldm_cli.runs.draw.plot import DEFAULT, Style, save_figure
-from uldm_cli.runs.files import writable_folder, write_png
+from uldm_cli.runs.files import writable_folder
 from uldm_cli.runs.vqvae_look import BATCH_SIZE, Autoencoder, Request, check_counts
 
 if TYPE_CHECKING:
@@ -55,6 +56,20 @@ class Result:
     files: list[Path]
 
 
+@dataclass(frozen=True)
+class Pages:
+    """Where the files are written, and how."""
+
+    folder: Path
+    form: str
+    about: dict[str, str]
+    style: Style
+
+    def path(self, stem: str) -> Path:
+        """Of a file."""
+        return self.folder / f"{stem}.{self.form}"
+
+
 class Spread:
     """So many images of a set, evenly spread over it."""
 
@@ -83,6 +98,7 @@ def codebook(
     num: int | None = None,
     every: bool = False,
     style: Style = DEFAULT,
+    form: str = "png",
 ) -> Result:
     """Draws a codebook.
 
@@ -93,11 +109,13 @@ def codebook(
             average that training kept is taken, which an EMA codebook has.
         num: count over so many images, evenly spread over the data; None is all of them.
         every: draw every code alone, 256 a page, not the most used 256 only.
-        style: of the plots.
+        style: of the plots and the pages.
+        form: their format, one of FORMATS.
 
     Raises:
         ConfigError: no such model or data, no codebook, or `out` cannot be written to.
     """
+    check_format(form)
     check_counts(num=num)
     if num is not None and data is None:
         raise ConfigError("--num without --data: there are no images to count over", "Give --data PATH")
@@ -108,9 +126,9 @@ def codebook(
     writable_folder(out)
     module: Any = opened.module
     size, dim = module.quantize.codebook_size, module.quantize.dim
-    about = opened.about("codebook")
-    files = [*_draw_usage(opened, usage, out, about, style), _draw_map(opened, usage, out, about, style)]
-    files += _draw_codes(opened, usage, out, about, every=every)
+    pages = Pages(out, form, opened.about("codebook"), style)
+    files = [*_draw_usage(opened, usage, pages), _draw_map(opened, usage, pages)]
+    files += _draw_codes(opened, usage, pages, every=every)
     return Result(opened, usage, size, dim, files)
 
 
@@ -183,34 +201,32 @@ def _open(model: Autoencoder, data: str) -> ImageSet:
     return open_images(data, size=size, channels=channels)
 
 
-def _draw_usage(model: Autoencoder, usage: Usage | None, out: Path, about: dict[str, str], style: Style) -> list[Path]:
+def _draw_usage(model: Autoencoder, usage: Usage | None, pages: Pages) -> list[Path]:
     if usage is None:
         return []
     size, dead = len(usage.counts), len(usage.dead)
     counted = f"{size - dead:,} of {size:,} codes used, {dead:,} dead; perplexity {usage.perplexity:.1f}"
     title = f"{ending_of(model.name, 40)}: {counted}\nover {usage.of}"
-    plot = draw_usage(usage.counts, title, "uses" if usage.images else "uses a step", dead=True, style=style)
-    path = out / "codebook_usage.png"
-    save_figure(plot, path, {"title": "Use of the codes", **about, "counted over": usage.of}, style)
+    plot = draw_usage(usage.counts, title, "uses" if usage.images else "uses a step", dead=True, style=pages.style)
+    path = pages.path("codebook_usage")
+    save_figure(plot, path, {"title": "Use of the codes", **pages.about, "counted over": usage.of}, pages.style)
     return [path]
 
 
-def _draw_map(model: Autoencoder, usage: Usage | None, out: Path, about: dict[str, str], style: Style) -> Path:
+def _draw_map(model: Autoencoder, usage: Usage | None, pages: Pages) -> Path:
     from uldm_cli.core.codes import principal
 
     module: Any = model.module
     codes = module.quantize.codes.detach().cpu().numpy()
     points, shares = principal(codes)
     title = f"The {len(codes):,} codes of {ending_of(model.name, 40)}" + (f"\nuse over {usage.of}" if usage else "")
-    plot = draw_map(points, shares, usage.counts if usage else None, title, style)
-    path = out / "codebook_map.png"
-    save_figure(plot, path, {"title": "Map of the codes", **about}, style)
+    plot = draw_map(points, shares, usage.counts if usage else None, title, pages.style)
+    path = pages.path("codebook_map")
+    save_figure(plot, path, {"title": "Map of the codes", **pages.about}, pages.style)
     return path
 
 
-def _draw_codes(
-    model: Autoencoder, usage: Usage | None, out: Path, about: dict[str, str], *, every: bool
-) -> list[Path]:
+def _draw_codes(model: Autoencoder, usage: Usage | None, pages: Pages, *, every: bool) -> list[Path]:
     """The pages of what codes draw alone, the most used first; by number where use is not known."""
     import numpy as np
     import torch
@@ -231,15 +247,25 @@ def _draw_codes(
             edge = drawn.shape[-1] // 4  # of what lies at an edge, the edge decides more than the code
             pictures += [rgb(picture) for picture in to_uint8(drawn[..., edge:-edge, edge:-edge])]
             progress.advance(len(chosen))
+    by = "the most used first" if usage else "in the codebook's order"
     files = []
     for number, start in enumerate(range(0, len(shown), PAGE), start=1):
-        name = "codebook_codes.png" if number == 1 else f"codebook_codes_{number}.png"
         page = slice(start, start + PAGE)
-        labels = [str(code) for code in shown[page]]
-        write_png(
-            out / name,
-            draw_tiles(pictures[page], labels),
-            {**about, "latents": f"the centre of {2 * side}x{2 * side} of one code"},
+        path = pages.path("codebook_codes" if number == 1 else f"codebook_codes_{number}")
+        sheet = draw_tiles(
+            pictures[page], [str(code) for code in shown[page]], _title(model, by, start, shown), style=pages.style
         )
-        files.append(out / name)
+        latents = f"the centre of {2 * side}x{2 * side} of one code"
+        write_page(sheet, path, {"title": "The codes", **pages.about, "latents": latents}, pages.style)
+        files.append(path)
     return files
+
+
+def _title(model: Autoencoder, by: str, start: int, shown: NDArray[np.integer[Any]]) -> str:
+    """Of a page of codes' pictures."""
+    module: Any = model.module
+    all_of_them = module.quantize.codebook_size
+    name = ending_of(model.name, 40)
+    count = min(PAGE, len(shown) - start)
+    part = "" if count == all_of_them else f", {start + 1:,} to {start + count:,} of {all_of_them:,}"
+    return f"What each code of {name} draws alone{part}\nBelow each its id in the codebook; {by}"

@@ -10,8 +10,9 @@ from uldm_cli import console
 from uldm_cli.errors import UsageError
 from uldm_cli.runs.draw.codes import beside, draw_channels, ending_of
 from uldm_cli.runs.draw.latents import largest
+from uldm_cli.runs.draw.page import write_page
 from uldm_cli.runs.draw.plot import DEFAULT, Style, picture_format, save_figure
-from uldm_cli.runs.files import writable_folder, write_png
+from uldm_cli.runs.files import writable_folder
 from uldm_cli.runs.vqvae_look import (
     VIZ_OUT,
     Autoencoder,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 MOST_IMAGES = 32
 MOST_STEPS = 64
-STRIP_LEAST = 96  # pixels of width of each picture of a strip
+STRIP_LEAST = 0.64  # inches of width of each picture of a strip
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def interpolate(
     request: Request,
     *,
     steps: int = 8,
+    style: Style = DEFAULT,
 ) -> Interpolation:
     """Draws what lies between two images: their latents mixed linearly, and each mixture decoded.
 
@@ -114,9 +116,10 @@ def interpolate(
     Args:
         first: the image at 0.
         last: the image at 1; of another size, it is scaled to cover the first, and its centre taken.
-        out: the .png to write; None is in `viz_out`, named after both.
-        steps: how many pictures, with both ends.
+        out: the file, .png, .svg or .pdf; None is in `viz_out`, named after both.
         request: which autoencoder looks, and how it is shown images.
+        steps: how many pictures, with both ends.
+        style: of the title and the labels.
 
     Raises:
         UsageError: no such images or model, a wrong number, or `out` cannot be written.
@@ -132,15 +135,14 @@ def interpolate(
     sources = [Source.of(path) for path in (first, last)]
     both = Source({str(path): path for path in (first, last)}, [], strict=True)
     file = _chosen_file(out, VIZ_OUT / f"{first.stem}_to_{last.stem}.png", both)
-    if file.suffix.lower() != ".png":
-        raise UsageError(f"--out {file}: the strip is written as .png", "Choose a file that ends so")
     opened = request.open()
     start, end = _one_size(*(next(source.pictures(opened, request.side)) for source in sources))
     pictures = [drop_grey_channel(one) for one in to_uint8(blend(opened.module, opened.batch([start, end]), steps))]
     labels = [f"{i / (steps - 1):.2f}".rstrip("0").rstrip(".") for i in range(steps)]
     about = opened.about("interpolate", first=first.name, last=last.name, steps=str(steps))
+    title = f"From {ending_of(first.name, 40)} (0) to {ending_of(last.name, 40)} (1), by {ending_of(opened.name, 40)}"
     writable_folder(file.parent)
-    write_png(file, beside(pictures, labels, STRIP_LEAST), about)
+    write_page(beside(pictures, labels, title, least=STRIP_LEAST, style=style), file, {"title": title, **about}, style)
     return Interpolation(opened, file, steps, start.size)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uldm_cli import console
 from uldm_cli.errors import UldmError
 from uldm_cli.runs.draw.codes import beside, beside_map, draw_posterior, draw_usage, ending_of, rgb
+from uldm_cli.runs.draw.page import check_format, write_page
 from uldm_cli.runs.draw.plot import DEFAULT, Style, save_figure
 from uldm_cli.runs.files import atomic_write, writable_folder, write_png
 from uldm_cli.runs.vqvae_look import (
@@ -35,6 +36,7 @@ PANELS = ("original", "reconstruction")
 CODES = ("_recon.png", "_recon_indices.png", "_code_hist.png", "_loss.txt")
 POSTERIOR = ("_recon.png", "_recon_kl.png", "_posterior_hist.png", "_loss.txt")
 PLAIN = ("_recon.png", "_recon_panels.png", "_loss.txt")
+AS_THEY_ARE = ("_recon.png", "_loss.txt")  # in any format of the others
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ def visualize(
     out: Path,
     request: Request,
     style: Style = DEFAULT,
+    *,
+    form: str = "png",
 ) -> Result:
     """Writes what an autoencoder makes of an image, or of each in a folder.
 
@@ -75,17 +79,20 @@ def visualize(
         path: of a file or a folder.
         out: the folder to write to.
         request: which autoencoder looks, and how it is shown images.
-        style: of the histograms.
+        style: of the sheets and histograms.
+        form: theirs, one of FORMATS; the reconstruction alone is a PNG in any case.
 
     Raises:
         UsageError: no such images or model, or `out` cannot be written to.
     """
+    check_format(form)
     writable_folder(out, create=False)
     source = Source.of(path, out)
     opened = request.open()
     stems = source.stems
     endings = endings_of(opened)
-    outputs = {name: [out / f"{stem}{ending}" for ending in endings] for name, stem in stems.items()}
+    written = [ending if ending in AS_THEY_ARE else ending.replace(".png", f".{form}") for ending in endings]
+    outputs = {name: [out / f"{stem}{ending}" for ending in written] for name, stem in stems.items()}
     source.say_shared()
     check_out(out, source, [file for files in outputs.values() for file in files])
     done = []
@@ -151,7 +158,8 @@ def _write(model: Autoencoder, picture: Picture, look: Look, files: list[Path], 
     elif look.logvar is not None:
         _write_posterior(model, picture.name, look, pair, (files[1], files[2]), about, style)
     else:
-        write_png(files[1], beside(pair, PANELS), about)
+        title = heading(picture.name, model)
+        write_page(beside(pair, PANELS, title, style=style), files[1], {"title": title, **about}, style)
     figures |= pixel_figures(original, recon)
     lines = "".join(f"{name} {value:.8g}\n" for name, value in figures.items())
     atomic_write(files[-1], lambda file: file.write(lines.encode()))
@@ -177,13 +185,15 @@ def _write_codes(
     indices = look.indices
     assert indices is not None
     scale = (0.0, float(max(size - 1, 1)))
-    write_png(files[0], beside_map(pair, indices.numpy(), scale, (*PANELS, "code indices")), about)
+    title = heading(name, model)
+    drawn = beside_map(pair, indices.numpy(), scale, (*PANELS, "code indices"), title, style)
+    write_page(drawn, files[0], {"title": title, **about}, style)
     counts = torch.bincount(indices.flatten(), minlength=size)
     counted = {"perplexity": float(perplexity(counts)), "codes_used": int((counts > 0).sum())}
     said = f"{counted['codes_used']:,} of {size:,} codes used, perplexity {counted['perplexity']:.1f}"
     plot = draw_usage(
         counts.numpy(),
-        f"{heading(name, model)}\n{said}",
+        f"{title}\n{said}",
         f"uses in {indices.numel():,} latents",
         dead=False,
         style=style,
@@ -207,7 +217,8 @@ def _write_posterior(
     assert look.logvar is not None
     nats = divergence(look.latent, look.logvar).sum(0).numpy()
     labels = (*PANELS, "KL divergence, nats")
-    write_png(files[0], beside_map(pair, nats, (0.0, float(nats.max())), labels), about)
+    drawn = beside_map(pair, nats, (0.0, float(nats.max())), labels, heading(name, model), style)
+    write_page(drawn, files[0], {"title": heading(name, model), **about}, style)
     deviation = (0.5 * look.logvar).exp().numpy()
     each = look.losses["kl"] / look.latent.numel()
     title = f"{heading(name, model)}\n{look.latent.numel():,} latents, {each:.3g} nats each from a standard normal"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from uldm_cli.runs.draw.grid import GAP
-from uldm_cli.runs.draw.overlay import FONT_SIZE, color_bar, colored, resized
+from uldm_cli.runs.draw.overlay import LABEL_SPACE, colored, resized, tick_labels, tick_values
+from uldm_cli.runs.draw.page import Page, Words, font, letters, title_words
 from uldm_cli.runs.draw.plot import COLORS, DEFAULT, LINE, Style, figure, styled
 
 if TYPE_CHECKING:
@@ -19,13 +21,13 @@ if TYPE_CHECKING:
     Floats = NDArray[Any]
     Scale = tuple[float, float]
 
-LEAST = 240  # pixels of width that a picture has at least where several stand side by side
-TILE = 60  # pixels of width that a code's picture has at least
-TILE_LABEL = 14  # pixels of height for its number below it
+LEAST = 1.6  # inches of width that a picture has at least where several stand side by side
+NARROWEST = 2.4  # inches of a page, so that there is room for a title
+TILE = 0.4  # inches of width that a code's picture has at least
 STEEP = 30  # times the median: where the most used code is above, uses are drawn on a logarithmic scale
 COLUMNS = 16  # of codes on a page
 CELL, WIDEST = 1.5, 13.0  # inches: of a latent's channel, and of all of them
-INK = (60, 60, 60)  # of labels
+TICK_INK = 60  # grey
 DEAD = "#b0b0b0"
 
 
@@ -47,36 +49,72 @@ def times(picture: Bytes, factor: int) -> Bytes:
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def beside(pictures: Sequence[Bytes], labels: Sequence[str], least: int = LEAST, bar: Scale | None = None) -> Bytes:
-    """Pictures of one size side by side, `[H, W, 3]` on white, each below its label, and the bar of a scale.
+def beside(
+    pictures: Sequence[Bytes],
+    labels: Sequence[str],
+    title: str = "",
+    *,
+    least: float = LEAST,
+    bar: Scale | None = None,
+    style: Style = DEFAULT,
+) -> Page:
+    """Pictures of one size side by side, each below its label, all below a title, and the bar of a scale.
 
-    Small ones are enlarged by a whole number until they are `least` pixels wide, so that labels fit and pixels show;
-    above large ones the labels grow.
+    Small ones are enlarged by a whole number until they are `least` inches wide, so that labels fit and pixels show;
+    with large ones the letters grow.
     """
-    import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
-
-    enlarged = [times(rgb(picture), -(-least // picture.shape[1])) for picture in pictures]
+    enlarged = [times(rgb(picture), -(-round(least * style.dpi) // picture.shape[1])) for picture in pictures]
     height, width = enlarged[0].shape[:2]
-    size = max(FONT_SIZE, width / 28)
-    band, gap = round(1.6 * size), max(GAP, round(width / 120))
-    ends = [] if bar is None else [color_bar(height, bar, "viridis", size)]
-    extra = sum(end.shape[1] for end in ends)
-    page = Image.new("RGB", (len(enlarged) * (width + gap) + gap + extra, band + height + gap), "white")
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(size)
+    size = letters(style) * max(1.0, width / (2 * LEAST * style.dpi))
+    gap = max(GAP, round(width / 120))
+    bar_size = min(0.89 * size, height / 2.6)  # two numbers have room
+    extra = 0 if bar is None else _bar_width(height, bar, bar_size)
+    across = max(len(enlarged) * (width + gap) + gap + extra, round(NARROWEST * style.dpi))
+    words, above = title_words(title, gap, 0.3 * size, across - 2 * gap, size)
+    top = round(0.3 * size if above else 0) + above + round(1.6 * size)
+    page = Page(across, top + height + max(gap, round(bar_size / 2) if extra else 0), words=words)
     for i, (picture, label) in enumerate(zip(enlarged, labels, strict=True)):
         left = gap + i * (width + gap)
-        page.paste(Image.fromarray(picture), (left, band))
-        pen.text((left + width / 2, band / 2), label, fill=INK, font=font, anchor="mm")
-    for end in ends:
-        page.paste(Image.fromarray(end), (page.width - extra, band))
-    return np.asarray(page)
+        page.pictures.append((left, top, picture))
+        page.words.append(Words(left + width / 2, top - 0.75 * size, label, 0.89 * size))
+    if bar is not None:
+        _add_bar(page, (len(enlarged) * (width + gap) + gap, top), height, bar, bar_size)
+    return page
 
 
-def beside_map(pictures: Sequence[Bytes], map: Floats, scale: Scale, labels: Sequence[str]) -> Bytes:
+def beside_map(
+    pictures: Sequence[Bytes], map: Floats, scale: Scale, labels: Sequence[str], title: str, style: Style = DEFAULT
+) -> Page:
     """As `beside`, with a map `[h, w]` as the last picture, its pixels squares, and the bar of its scale."""
     size = (pictures[0].shape[0], pictures[0].shape[1])
-    return beside([*pictures, colored(resized(map, size, "nearest"), scale, "viridis")], labels, bar=scale)
+    painted = colored(resized(map, size, "nearest"), scale, "viridis")
+    return beside([*pictures, painted], labels, title, bar=scale, style=style)
+
+
+def _bar_labels(height: int, scale: Scale, size: float) -> list[tuple[float, str]]:
+    values = tick_values(scale, int(height / (LABEL_SPACE * size)))
+    return list(zip(values, tick_labels(values), strict=True))
+
+
+def _bar_width(height: int, scale: Scale, size: float) -> int:
+    """What a bar takes to the right of pictures."""
+    text: float = max(font(size).getlength(label) for _, label in _bar_labels(height, scale, size))
+    return round(2.8 * size + text)
+
+
+def _add_bar(page: Page, at: tuple[int, int], height: int, scale: Scale, size: float) -> None:
+    """A bar of a scale's colours, the high end on top, with its numbers to the right; as wide as a letter is high."""
+    import numpy as np
+
+    low, high = scale
+    left, top, thick = at[0] + round(0.5 * size), at[1], round(size)
+    ramp = np.linspace(high, low, height)[:, None].repeat(thick, axis=1)
+    page.pictures.append((left, top, colored(ramp, scale, "viridis")))
+    for value, label in _bar_labels(height, scale, size):
+        down = (high - value) / (high - low) if high > low else 0.5
+        tick = np.full((max(1, round(size / 14)), round(0.3 * size), 3), TICK_INK, np.uint8)
+        page.pictures.append((left + thick, top + round((height - len(tick)) * down), tick))
+        page.words.append(Words(left + thick + 0.55 * size, top + (height - 1) * down, label, size, "l"))
 
 
 def draw_usage(counts: Floats, title: str, what: str, *, dead: bool, style: Style = DEFAULT) -> Figure:
@@ -150,25 +188,29 @@ def draw_map(points: Floats, shares: Floats, counts: Floats | None, title: str, 
     return made
 
 
-def draw_tiles(pictures: Sequence[Bytes], labels: Sequence[str], columns: int = COLUMNS) -> Bytes:
-    """Small pictures of one size, `[H, W, 3]`, row by row, each above its label."""
-    import numpy as np
-    from PIL import Image, ImageDraw, ImageFont
-
-    font: Any = ImageFont.load_default(FONT_SIZE)
-    factor = -(-TILE // pictures[0].shape[1])
+def draw_tiles(
+    pictures: Sequence[Bytes], labels: Sequence[str], title: str, columns: int = COLUMNS, style: Style = DEFAULT
+) -> Page:
+    """Small pictures of one size, `[H, W, 3]`, row by row below a title, each above its label."""
+    size = letters(style)
+    small = 0.89 * size
+    wanted = max(TILE * style.dpi, max(font(small).getlength(label) for label in labels))
+    factor = math.ceil(wanted / pictures[0].shape[1])
     height, width = (factor * side for side in pictures[0].shape[:2])
     columns = min(columns, len(pictures))
+    gap, band = max(GAP, round(width / 16)), round(1.5 * small)
     rows = -(-len(pictures) // columns)
-    down, across = height + TILE_LABEL + 2 * GAP, width + 2 * GAP
-    page = Image.new("RGB", (columns * across + 2 * GAP, rows * down + 2 * GAP), "white")
-    pen = ImageDraw.Draw(page)
+    down, across = height + band + gap, width + gap
+    wide = max(columns * across + gap, round(NARROWEST * style.dpi))
+    words, above = title_words(title, gap, 0.3 * size, wide - 2 * gap, size)
+    start = round(0.8 * size) + above
+    page = Page(wide, start + rows * down, words=words)
     for number, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         row, column = divmod(number, columns)
-        left, top = 2 * GAP + column * across, 2 * GAP + row * down
-        page.paste(Image.fromarray(times(picture, factor)), (left, top))
-        pen.text((left + width / 2, top + height + TILE_LABEL / 2), label, fill=INK, font=font, anchor="mm")
-    return np.asarray(page)
+        left, top = gap + column * across, start + row * down
+        page.pictures.append((left, top, times(picture, factor)))
+        page.words.append(Words(left + width / 2, top + height + band / 2, label, small))
+    return page
 
 
 def draw_channels(
