@@ -1,6 +1,9 @@
 """Looking at sampling, from the config to the files, with a very small model."""
 
 import json
+import re
+from base64 import b64decode
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -21,6 +24,8 @@ from uldm_cli.runs.explain import Pictures, Seen, _in_float32, run_explain
 from uldm_cli.runs.explain_plan import plan_explain
 from uldm_cli.runs.grid import run_grid
 from uldm_cli.runs.models import load_latent_diffusion, resolve
+from uldm_cli.runs.sample import plan_sample
+from uldm_cli.runs.sheets import sheet_layout
 from uldm_cli.runs.trajectory import walk
 from uldm_cli.specs.explaining import Explaining
 from uldm_cli.specs.load import load_config
@@ -312,3 +317,62 @@ def test_a_compiled_model_is_looked_at_uncompiled(config, monkeypatch):
     assert all(a is b for a, b in zip(twin.parameters(), model.parameters(), strict=True))
     with pytest.raises(AssertionError, match="compiled"):
         model.denoiser(x, 5)
+
+
+@pytest.mark.parametrize("per", ["row", "step"])
+def test_a_sheet_for_print_keeps_its_text_and_its_pixels(config, tmp_path, per):
+    spec = config(sheet={"format": "svg"}, overlay={"scale_per": per}, num=2, separate=True)
+    result = run_explain(spec, tmp_path)
+    assert "saliency_step(2,4).svg" in names(tmp_path)
+    assert names(tmp_path / "00000") == [
+        f"{kind}_step_{n}.png" for kind in ("attention", "image", "saliency") for n in (2, 4)
+    ]
+    svg = (tmp_path / "saliency_step(2,4).svg").read_text()
+    texts = re.findall(r"<text[^>]*>([^<]*)", svg)
+    assert {"step 2", "step 4"} < set(texts)
+    assert ", ".join(texts).startswith("tiny.safetensors, DDIM, 4 steps, eta 1")
+    assert len(texts) >= 7  # the ends of two scales, too
+    pictures = [Image.open(BytesIO(b64decode(part))) for part in re.findall(r"base64,([^\"]*)", svg)]
+    how = sheet_layout(result.plan, 2)
+    assert [picture.size for picture in pictures].count((how.width, how.height)) == 4
+    image = (tmp_path / "image_step(2,4).svg").read_text()
+    first = Image.open(BytesIO(b64decode(re.search(r"base64,([^\"]*)", image)[1]))).convert("RGB")
+    alone = enlarged(pixels(tmp_path / "00000" / "image_step_2.png"), how.factor)
+    assert np.array_equal(np.asarray(first), alone)
+
+
+def test_a_pdf_and_a_grid_of_it(config, common, tmp_path):
+    run_explain(config(sheet={"format": "pdf"}, save="image"), tmp_path / "explain")
+    spec = common | {"sheet": {"format": "pdf"}, "save": "image,latent-diff"}
+    run_grid(Sampling.model_validate(spec), tmp_path / "grid")
+    found = [tmp_path / "explain" / "image_step(2,4).pdf", *(tmp_path / "grid").glob("*.pdf")]
+    assert len(found) == 3
+    assert all(path.read_bytes().startswith(b"%PDF") for path in found)
+
+
+def test_finer_sheets_are_as_large_in_print(config, tmp_path):
+    sizes = []
+    for dpi in (150, 300):
+        run_explain(config(sheet={"dpi": dpi}, save="image"), tmp_path / str(dpi))
+        with Image.open(tmp_path / str(dpi) / "image_step(2,4).png") as sheet:
+            assert sheet.info["dpi"] == pytest.approx((dpi, dpi), abs=0.02)
+            sizes.append(sheet.width)
+    assert sizes[1] == pytest.approx(2 * sizes[0], abs=4)
+
+
+def test_labels_as_large_as_asked_for(common):
+    assert layout((64, 64), 4, dpi=300, font_size=12).font_size == 50
+    assert layout((64, 64), 4, font_size=12).width == layout((64, 64), 4).width
+
+
+def test_a_grid_for_print_has_a_title(common, tmp_path):
+    spec = common | {"sheet": {"format": "svg"}, "save": "image,image-diff"}
+    run_grid(Sampling.model_validate(spec), tmp_path)
+    svg = (tmp_path / "image_diff_step(4-2).svg").read_text()
+    assert "differences of the decoded state from -" in svg
+    assert ">step 4-2<" in svg
+
+
+def test_samples_alone_are_no_sheet(common, tmp_path):
+    with pytest.raises(UsageError, match=r"sheet: .*Use `uldm ldm grid`"):
+        plan_sample(Sampling.model_validate(common | {"sheet": {"format": "svg"}}), tmp_path)

@@ -31,10 +31,14 @@ from uldm_cli.cli.sampling import (
     Height,
     Rng,
     Seeds,
+    SheetDpi,
+    SheetFontSize,
+    SheetFormat,
     Show,
     Spacing,
     Width,
     sampling_flags,
+    sheet_flags,
     show_plan,
     show_result,
 )
@@ -164,6 +168,7 @@ Examples:
   uldm ldm explain --show x0 --scale-per row              over the predicted image; one scale for all steps
   uldm ldm explain --save saliency --saliency-box 16,16,24,24 --saliency-method smoothgrad
   uldm ldm explain --save attention --attention-query 32,20 --attention-resolution 16
+  uldm ldm explain --format pdf --font-size 9             for print
 """
 
 
@@ -205,6 +210,9 @@ def explain(
     save: Save = None,
     separate: Separate = False,
     save_arrays: SaveArrays = False,
+    format: SheetFormat = None,
+    dpi: SheetDpi = None,
+    font_size: SheetFontSize = None,
     outdir: Outdir = None,
     resume: Resume = False,
     dry_run: DryRun = False,
@@ -223,6 +231,7 @@ def explain(
     from uldm_cli.specs.explaining import Explaining
     from uldm_cli.specs.load import Flag, split_arguments
 
+    flags |= sheet_flags(format, dpi, font_size)
     flags |= {
         "saliency.target": Flag("--saliency-target", saliency_target),
         "saliency.box": Flag("--saliency-box", saliency_box),

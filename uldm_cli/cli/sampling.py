@@ -67,6 +67,29 @@ Compile = Annotated[
     ),
 ]
 
+SheetFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="png|svg|pdf",
+        help="Of the sheets; in svg and pdf, text stays text (default: png).",
+        rich_help_panel="Output",
+    ),
+]
+SheetDpi = Annotated[
+    int | None,
+    typer.Option("--dpi", metavar="N", help="Pixels an inch of the sheets (default: 150).", rich_help_panel="Output"),
+]
+SheetFontSize = Annotated[
+    float | None,
+    typer.Option(
+        "--font-size",
+        metavar="X",
+        help="Of the labels, in points (default: what suits the pictures).",
+        rich_help_panel="Output",
+    ),
+]
+
 _FLAGS = (
     *("model", "weights", "sampler", "height", "width", "num", "seed", "seeds", "rng", "deterministic", "show", "save"),
     *("step_size", "batch_size", "device", "precision", "compile"),
@@ -88,6 +111,17 @@ def sampling_flags(parameters: Mapping[str, Any]) -> tuple[list[str], dict[str, 
     flags |= {name: parameters[name] or None for name in ("deterministic", "compile")}
     flags |= {f"sampler.{name}": parameters[name] for name in ("eta", "spacing")}
     return arguments, {**flags, "model": model, "sampler.steps": Flag("--total-steps", parameters["total_steps"])}
+
+
+def sheet_flags(form: str | None, dpi: int | None, font_size: float | None) -> dict[str, object]:
+    """Those of the commands that draw sheets, as named overrides of the config."""
+    from uldm_cli.specs.load import Flag
+
+    return {
+        "sheet.format": Flag("--format", form),
+        "sheet.dpi": Flag("--dpi", dpi),
+        "sheet.font_size": Flag("--font-size", font_size),
+    }
 
 
 def _model_among(arguments: list[str], model: str | None) -> tuple[list[str], str | None]:
@@ -159,6 +193,8 @@ def _show_pictures(verb: str, plan: "Plan") -> None:
     if verb == "sample":
         for picture in overviews(plan):
             console.picture(picture)
+    elif plan.spec.sheet.format != "png":
+        console.note(f"--show-inline: a sheet as {plan.spec.sheet.format} cannot be shown in the terminal")
     else:
         for _, path in plan.grid_files():
             if path.suffix == ".png":

@@ -10,13 +10,14 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from uldm_cli import console
-from uldm_cli.runs.draw.explain import Bars, draw_sheet, enlarged, framed, layout
+from uldm_cli.runs.draw.explain import Bars, draw_sheet, enlarged, framed
 from uldm_cli.runs.draw.overlay import overlaid, resized
 from uldm_cli.runs.explain_plan import ExplainPlan, plan_explain
 from uldm_cli.runs.files import writable_folder, write_png
 from uldm_cli.runs.outdir import write_record
 from uldm_cli.runs.recipe import Recipes
 from uldm_cli.runs.sample import Result, made_since, resumable_since
+from uldm_cli.runs.sheets import sheet_layout, write_print
 from uldm_cli.runs.trajectory import Trajectories
 from uldm_cli.runs.writer import Writer, drop_grey_channel
 
@@ -162,9 +163,7 @@ def _write(plan: ExplainPlan, seen: Seen) -> None:
         for kind in plan.spec.save:
             pictures = Pictures(plan, kind, seen)
             about = _about(plan, kind)
-            writer.submit(
-                write_png, plan.sheet_path(kind), pictures.sheet(plan.title(kind)), about | recipes.of_all(kind=kind)
-            )
+            pictures.write(writer, about | recipes.of_all(kind=kind))
             for index in range(plan.spec.num if plan.spec.separate else 0):
                 writable_folder(plan.sample_folder(index))
                 for column, step in enumerate(plan.logged):
@@ -189,7 +188,7 @@ class Pictures:
     def __init__(self, plan: ExplainPlan, kind: str, seen: Seen) -> None:
         self._plan, self._kind, self._images = plan, kind, seen.images
         self._maps: Mapping[int, Sequence[Map]] = seen.maps.get(kind, {})
-        self._layout = layout(plan.image_size, len(plan.logged))
+        self._layout = sheet_layout(plan, len(plan.logged))
         self._per = plan.spec.overlay.scale_of(kind)
         self._scales = _scales(self._maps, per_step=self._per == "step")
 
@@ -204,12 +203,28 @@ class Pictures:
 
     def sheet(self, title: Sequence[str]) -> Picture:
         """All in one."""
+        return draw_sheet(self._layout, self._rows, self._plan.logged, title, self._bars)
+
+    def write(self, writer: Writer, about: Mapping[str, str]) -> None:
+        """All in one, to its file."""
+        plan, title = self._plan, self._plan.title(self._kind)
+        path, sheet = plan.sheet_path(self._kind), plan.spec.sheet
+        if sheet.format == "png":
+            writer.submit(write_png, path, self.sheet(title), about, sheet.dpi)
+        else:
+            labels = [str(step) for step in plan.logged]
+            write_print(path, plan, self._rows, labels, title, about, self._bars)
+
+    @property
+    def _rows(self) -> list[list[Picture]]:
         columns = range(len(self._plan.logged))
-        rows = [[self._in_sheet(index, column) for column in columns] for index in range(self._plan.spec.num)]
+        return [[self._in_sheet(index, column) for column in columns] for index in range(self._plan.spec.num)]
+
+    @property
+    def _bars(self) -> Bars | None:
         overlay = self._plan.spec.overlay
         colormap = "gray" if overlay.mode == "none" else overlay.colormap
-        bars = Bars(self._per, self._scales, colormap) if self._scales else None
-        return draw_sheet(self._layout, rows, self._plan.logged, title, bars)
+        return Bars(self._per, self._scales, colormap) if self._scales else None
 
     def _in_sheet(self, index: int, column: int) -> Picture:
         picture = self._drawn(index, column, self._layout.factor)

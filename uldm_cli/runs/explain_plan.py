@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uldm_cli import console
-from uldm_cli.errors import ConfigError
-from uldm_cli.runs.draw.explain import layout
+from uldm_cli.errors import ConfigError, UsageError
 from uldm_cli.runs.models import model_config
 from uldm_cli.runs.outdir import default_outdir
 from uldm_cli.runs.plan import Plan, grid_name, make_plan, picture_name
+from uldm_cli.runs.sheets import sheet_layout
 from uldm_cli.specs.explaining import Attention, Explaining
 from uldm_cli.specs.models import LatentDiffusionModel
 
@@ -42,7 +42,7 @@ class ExplainPlan(Plan):
 
     def sheet_path(self, kind: str) -> Path:
         """Where the sheet of a kind is."""
-        return self.folder / grid_name(kind, self.logged, self.spec.step_size)
+        return self.folder / grid_name(kind, self.logged, self.spec.step_size, self.spec.sheet.format)
 
     def arrays_path(self, kind: str) -> Path:
         """Where the maps of a kind are as numbers."""
@@ -78,21 +78,7 @@ class ExplainPlan(Plan):
 
     def title(self, kind: str) -> list[str]:
         """What stands above a sheet, in phrases."""
-        return [*self._made_with, self._shown(kind)]
-
-    @property
-    def _made_with(self) -> list[str]:
-        spec = self.spec
-        eta = getattr(spec.sampler, "eta", None)
-        seeds = [spec.seed] if spec.rng == "compvis" else spec.sample_seeds
-        several = f"seeds {seeds[0]} to {seeds[-1]}" if spec.seeds is None else f"seeds {spec.seeds}"
-        return [
-            Path(self.model.name).name,
-            spec.sampler.model_dump()["kind"].upper(),
-            f"{self.steps} steps" if self.steps > 1 else "1 step",
-            *([] if eta is None else [f"eta {eta:g}"]),
-            f"seed {seeds[0]}" if len(seeds) == 1 else several,
-        ]
+        return [*self.made_with, self._shown(kind)]
 
     def _shown(self, kind: str) -> str:
         if kind == "image":
@@ -140,7 +126,7 @@ def _check_pixels(spec: Explaining, plan: Plan) -> None:
         x, y = spec.attention.query
         if x >= width or y >= height:
             raise ConfigError(f"--attention-query {x},{y} is outside the image", f"{inside}, counted from 0")
-    pixels = layout(plan.image_size, len(plan.logged)).pixels(spec.num)
+    pixels = sheet_layout(plan, len(plan.logged)).pixels(spec.num)
     if pixels > MOST_PIXELS:
         raise ConfigError(
             f"a sheet of {len(plan.logged)} steps of {spec.num} samples would have {pixels / 1e6:.0f} million pixels",
@@ -171,7 +157,13 @@ def _attention(spec: Explaining, plan: Plan) -> tuple[tuple[str, ...], int | Non
     named = [layer for layer in there if layer.name == spec.attention.layer]
     factor = _factor(spec.attention.resolution, {layer.factor for layer in named or there}, _latent_size(plan))
     view = _view(spec.attention, factor, plan.image_size)
-    return tuple(layer.name for layer in chosen(there, view)), factor
+    try:
+        found = chosen(there, view)
+    except UsageError as error:
+        flag = "head" if named or view.layer is None else "layer"
+        value = getattr(spec.attention, flag)
+        raise ConfigError(f"--attention-{flag} {value}: {error.message}", error.hint) from error
+    return tuple(layer.name for layer in found), factor
 
 
 def _view(asked: Attention, factor: int | None, image: tuple[int, int]) -> View:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 from uldm_cli import console
 from uldm_cli.errors import ConfigError
-from uldm_cli.runs.draw.grid import draw_grid
+from uldm_cli.runs.draw.explain import enlarged
+from uldm_cli.runs.draw.grid import FONT_SIZE, draw_grid
 from uldm_cli.runs.draw.latents import draw_latent, largest
 from uldm_cli.runs.files import write_png
 from uldm_cli.runs.outdir import default_outdir, write_record
 from uldm_cli.runs.plan import SCALES, Plan, column_label, columns, make_plan
 from uldm_cli.runs.recipe import Recipes
 from uldm_cli.runs.sample import Result, difference, made_since, resumable_since
+from uldm_cli.runs.sheets import sheet_layout, write_print
 from uldm_cli.runs.trajectory import Frame, Trajectories
 from uldm_cli.runs.writer import draw_difference, drop_grey_channel, save_scales
 
@@ -42,7 +44,10 @@ def plan_grid(spec: Sampling, outdir: Path | None = None, config: Path | None = 
     for kind in ("npz", "trajectory"):
         if kind in spec.save:
             raise ConfigError(f"save={kind}: a grid is a picture, not an archive", "Use `uldm ldm sample` for that")
-    return make_plan(spec, outdir, default_outdir("ldm", "grid", config), RECORD)
+    plan = make_plan(spec, outdir, default_outdir("ldm", "grid", config), RECORD)
+    if spec.sheet.format != "png":
+        sheet_layout(plan, len(plan.logged))
+    return plan
 
 
 def grid(plan: Plan, *, resume: bool = False) -> Result:
@@ -96,4 +101,26 @@ def _write(plan: Plan, rows: Rows, size: tuple[int, int]) -> None:
             pictures = [[draw_difference(kind, cell, size, scale) for cell in row] for row in pictures]
             about["scale"] = f"{scale:.9g}"
         labels = [column_label(steps) for steps in columns(kind, plan.logged)]
-        write_png(path, draw_grid(pictures, labels), about)
+        _write_sheet(plan, kind, pictures, labels, about)
+
+
+def _write_sheet(plan: Plan, kind: str, pictures: list[list[Cell]], labels: list[str], about: dict[str, str]) -> None:
+    sheet, path = plan.spec.sheet, dict(plan.grid_files())[kind]
+    if sheet.format == "png":
+        size = FONT_SIZE if sheet.font_size is None else round(sheet.font_size * sheet.dpi / 72)
+        write_png(path, draw_grid(pictures, labels, size), about, sheet.dpi)
+        return
+    factor = sheet_layout(plan, len(labels)).factor
+    rows = [[enlarged(picture, factor) for picture in row] for row in pictures]
+    write_print(path, plan, rows, labels, [*plan.made_with, _shown(kind, plan.spec.show, about)], about)
+
+
+def _shown(kind: str, show: str, about: dict[str, str]) -> str:
+    """What a grid is of, for its title."""
+    state = "predicted clean latent" if show == "x0" else "latent"
+    image = "predicted clean image" if show == "x0" else "decoded state"
+    what = image if kind.startswith("image") else state
+    if not kind.endswith("-diff"):
+        return f"the {what}"
+    end = float(about["scale"])
+    return f"differences of the {what} from -{end:.3g} to {end:.3g}"

@@ -99,7 +99,7 @@ class Plan:
         """Every file of a grid, with its kind."""
         for kind in self.pictures:
             if columns(kind, self.logged):
-                yield kind, self.folder / grid_name(kind, self.logged, self.spec.step_size)
+                yield kind, self.folder / grid_name(kind, self.logged, self.spec.step_size, self.spec.sheet.format)
         scales = self.scales_path(self.folder)
         if scales:
             yield SCALES, scales
@@ -122,6 +122,21 @@ class Plan:
         if self.spec.rng == "compvis":
             return {"rng": "compvis", "seed": str(self.spec.seed)}
         return {"seeds": ",".join(map(str, self.spec.sample_seeds))}
+
+    @property
+    def made_with(self) -> list[str]:
+        """What the title of a sheet says of how its samples were made, in phrases."""
+        spec = self.spec
+        eta = getattr(spec.sampler, "eta", None)
+        seeds = [spec.seed] if spec.rng == "compvis" else spec.sample_seeds
+        several = f"seeds {seeds[0]} to {seeds[-1]}" if spec.seeds is None else f"seeds {spec.seeds}"
+        return [
+            Path(self.model.name).name,
+            spec.sampler.model_dump()["kind"].upper(),
+            f"{self.steps} steps" if self.steps > 1 else "1 step",
+            *([] if eta is None else [f"eta {eta:g}"]),
+            f"seed {seeds[0]}" if len(seeds) == 1 else several,
+        ]
 
     def _number(self, index: int) -> str:
         return f"{index:0{max(5, len(str(self.spec.num - 1)))}d}"
@@ -246,9 +261,9 @@ def column_label(steps: tuple[int, ...]) -> str:
     return "-".join(str(n) for n in reversed(steps))
 
 
-def grid_name(kind: str, logged: Sequence[int], step_size: int) -> str:
+def grid_name(kind: str, logged: Sequence[int], step_size: int, ending: str = "png") -> str:
     """`image_step(40,80,120).png`, `image_diff_step(80-40,120-80).png`; when too long, `image_step(5..1000x5).png`."""
     subject = kind.replace("-", "_")
     labels = [column_label(steps) for steps in columns(kind, logged)]
-    name = f"{subject}_step({','.join(labels)}).png"
-    return name if len(name) <= LONGEST_NAME else f"{subject}_step({labels[0]}..{labels[-1]}x{step_size}).png"
+    name = f"{subject}_step({','.join(labels)}).{ending}"
+    return name if len(name) <= LONGEST_NAME else f"{subject}_step({labels[0]}..{labels[-1]}x{step_size}).{ending}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from uldm_cli import console
-from uldm_cli.errors import UsageError
+from uldm_cli.errors import ConfigError, UsageError
 from uldm_cli.runs import raw
 from uldm_cli.runs.archive import join_parts, part_path, save_part
 from uldm_cli.runs.draw.latents import largest
@@ -19,6 +19,7 @@ from uldm_cli.runs.raw import Gatherer, save_trajectory
 from uldm_cli.runs.recipe import Recipes
 from uldm_cli.runs.trajectory import Frame, Trajectories
 from uldm_cli.runs.writer import Writer, save_difference, save_image, save_latent, save_scales
+from uldm_cli.specs.sampling import Sheet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,6 +62,8 @@ def run(spec: Sampling, outdir: Path | None = None, *, config: Path | None = Non
 
 def plan_sample(spec: Sampling, outdir: Path | None = None, config: Path | None = None) -> Plan:
     """What `run` would do; see `make_plan`."""
+    if spec.sheet != Sheet():
+        raise ConfigError("sheet: samples are written one by one, and are no sheet", "Use `uldm ldm grid` for that")
     return make_plan(spec, outdir, default_outdir("ldm", "sample", config), RECORD)
 
 

@@ -22,6 +22,8 @@ def _numbers_as_text(count: int) -> Callable[[object], object]:
         if not isinstance(value, str):
             return value
         parts = [part.strip() for part in value.split(",")]
+        if any(part.startswith("-") and part[1:].isdecimal() for part in parts):
+            raise ValueError(f"expected {count} whole numbers with commas between, and they count from 0")
         if len(parts) != count or not all(part.isdecimal() for part in parts):
             raise ValueError(f"expected {count} whole numbers with commas between, got {value!r}")
         return [int(part) for part in parts]
@@ -96,6 +98,13 @@ class Attention(Part):
     rollout: bool = Field(
         False, description="Follow the attention through the layers of one resolution, instead of their mean."
     )
+
+    @field_validator("query")
+    @classmethod
+    def _query_counts_from_0(cls, query: tuple[int, int] | None) -> tuple[int, int] | None:
+        if query and min(query) < 0:
+            raise problem("pixels count from 0")
+        return query
 
     @model_validator(mode="after")
     def _rollout_fits(self) -> Self:

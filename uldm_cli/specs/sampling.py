@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from uldm_cli.errors import nearest
 from uldm_cli.specs.base import Slot, Spec, problem, spec_class
@@ -106,6 +106,18 @@ def _known_steps(info: ValidationInfo) -> int | None:
     return getattr(sampler, "steps", None)
 
 
+class Sheet(BaseModel):
+    """How the sheets of `uldm ldm grid` and `uldm ldm explain` are printed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    format: Literal["png", "svg", "pdf"] = Field("png", description="png, or svg or pdf, where text stays text.")
+    dpi: int = Field(150, ge=20, le=1200, description="Pixels an inch.")
+    font_size: float | None = Field(
+        None, ge=3, le=48, allow_inf_nan=False, description="Of the labels, in points; null is what suits the pictures."
+    )
+
+
 class Walk(Spec):
     """A way from noise to images: the model, the sampler, which samples, and the steps that are logged.
 
@@ -142,6 +154,7 @@ class Walk(Spec):
         "x_t", description="What is drawn at a step: the state, or the clean image predicted from it."
     )
     save: tuple[str, ...]
+    sheet: Sheet = Field(default_factory=Sheet, description="How sheets of several pictures are printed.")
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # to LEAST; beyond WIDEST it goes on below.
 CELL, LEAST, WIDEST = 192, 64, 4096
 FONTS = (12, 40)  # the smallest and largest; between them a twelfth of a picture's width
+DPI = 150  # all these are for so many pixels an inch, and grow with finer ones
 INK = (40, 40, 40)
 
 
@@ -35,11 +36,8 @@ class Layout:
     across: int
     """How many stand beside each other."""
     columns: int
-
-    @property
-    def font_size(self) -> int:
-        """Of everything that is written."""
-        return max(FONTS[0], min(FONTS[1], self.width // 12))
+    font_size: int
+    """Of everything that is written."""
 
     @property
     def gap(self) -> int:
@@ -68,14 +66,23 @@ class Bars:
     colormap: str
 
 
-def layout(size: tuple[int, int], columns: int) -> Layout:
-    """How so many columns of pictures of this height and width are arranged."""
+def layout(size: tuple[int, int], columns: int, dpi: int = DPI, font_size: float | None = None) -> Layout:
+    """How so many columns of pictures of this height and width are arranged.
+
+    Args:
+        size: height and width of a picture.
+        columns: of pictures.
+        dpi: pixels an inch: a finer sheet has more of them.
+        font_size: in points; by default one that suits the pictures.
+    """
     height, width = size
-    factor, least = (-(-side // min(size)) for side in (CELL, LEAST))
-    while factor > least and columns * (width * factor + factor) > WIDEST:
+    cell, least, widest, smallest, largest = (round(side * dpi / DPI) for side in (CELL, LEAST, WIDEST, *FONTS))
+    factor, least = (max(1, -(-side // min(size))) for side in (cell, least))
+    while factor > least and columns * (width * factor + factor) > widest:
         factor -= 1
-    lines = -(-columns // max(1, WIDEST // (width * factor)))
-    return Layout(height * factor, width * factor, factor, -(-columns // lines), columns)
+    lines = -(-columns // max(1, widest // (width * factor)))
+    font = max(smallest, min(largest, width * factor // 12)) if font_size is None else round(font_size * dpi / 72)
+    return Layout(height * factor, width * factor, factor, -(-columns // lines), columns, max(font, 4))
 
 
 def enlarged(picture: Bytes, factor: int) -> Bytes:
@@ -119,7 +126,7 @@ def draw_sheet(
     pad = how.font_size // 2
     body = [part for line in how.lines for part in _line(how, line, rows, steps, bars)]
     width = max(part.shape[1] for part in body)
-    heading = [_written([(0, text, "lm")], width, how, font) for text in _wrapped(title, width, font)]
+    heading = [_written([(0, text, "lm")], width, how, font) for text in wrapped(title, width, font)]
     widest = max(part.shape[1] for part in heading + body)
     stacked = np.concatenate([_padded(part, None, widest) for part in heading + body])
     return np.pad(stacked, ((pad, pad), (pad, pad), (0, 0)), constant_values=255)
@@ -145,12 +152,18 @@ def _labels(how: Layout, steps: Sequence[int]) -> Bytes:
     """The step above each column, as far as there is room for it."""
     font = _font(how)
     width = len(steps) * (how.width + how.gap)
+    centres = [column * (how.width + how.gap) + how.width / 2 for column in range(len(steps))]
+    labels = fitting_labels([str(step) for step in steps], how, font)
+    return _written([(x, label, "mm") for x, label in zip(centres, labels, strict=False)], width, how, font)
+
+
+def fitting_labels(steps: Sequence[str], how: Layout, font: Any) -> list[str]:
+    """`step 40`, or `40` where there is no room for more; nothing where there is none for that."""
     for form in ("step {}", "{}"):
         labels = [form.format(step) for step in steps]
         if max(font.getlength(label) for label in labels) <= how.width - how.gap:
-            centres = [column * (how.width + how.gap) + how.width / 2 for column in range(len(steps))]
-            return _written([(x, label, "mm") for x, label in zip(centres, labels, strict=True)], width, how, font)
-    return _written([], width, how, font)
+            return labels
+    return []
 
 
 def _lying_bar(how: Layout, scale: Scale, colormap: str) -> Bytes:
@@ -168,7 +181,7 @@ def _lying_bar(how: Layout, scale: Scale, colormap: str) -> Bytes:
     return _padded(np.concatenate([bar, _written(ends, how.width, how, font)]), None, how.width + how.gap)
 
 
-def _wrapped(phrases: Sequence[str], width: int, font: Any) -> list[str]:
+def wrapped(phrases: Sequence[str], width: int, font: Any) -> list[str]:
     """Phrases with commas between on lines of at most `width` pixels; one that is longer alone has its own line."""
     lines = [phrases[0]]
     for phrase in phrases[1:]:
