@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from uldm_cli.errors import ConfigError
 from uldm_cli.formats.whole import whole
+from uldm_cli.runs.calls import signed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,14 +32,15 @@ def write_png(path: Path, array: "np.ndarray", text: Mapping[str, str] | None = 
     Args:
         path: of the file.
         array: uint8, `[H, W]` for grey or `[H, W, 3]` for RGB.
-        text: stored in the file as PNG text, by keyword (Latin-1, at most 79 characters); long ones compressed.
+        text: stored in the file as PNG text, by keyword (Latin-1, at most 79 characters); long ones compressed. Where
+            there is any, the command that runs is, too.
         dpi: pixels an inch, where the file is to say so.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     information = PngInfo()
-    for keyword, value in (text or {}).items():
+    for keyword, value in signed(path, text).items():
         information.add_text(keyword, value, zip=len(value) > _LONG_TEXT)
     encoded = BytesIO()
     density = {} if dpi is None else {"dpi": (dpi, dpi)}
