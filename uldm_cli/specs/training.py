@@ -79,7 +79,7 @@ class Train(Part):
     workers: NonNegativeInt = Field(2, description="Processes that read image files; 0 reads in the training process.")
     compile: bool = Field(False, description="Compile the networks first: a slow start, then faster steps.")
     log_every: PositiveInt = Field(50, description="Steps between two lines of metrics.")
-    save_every: PositiveInt = Field(500, description="Steps between two checkpoints.")
+    save_every: PositiveInt = Field(200, description="Steps between two checkpoints.")
     picture_every: PositiveInt = Field(500, description="Steps between two pictures.")
 
 
