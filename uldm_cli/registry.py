@@ -67,8 +67,8 @@ BUILTIN: dict[str, dict[str, str]] = {
     "analyses": {},
     # The config of each built-in command; what a plugin offers in this group is the command itself.
     "commands": {
-        "vqvae-train": "uldm_cli.specs.training:AutoencoderTraining",
-        "ldm-train": "uldm_cli.specs.training:DiffusionTraining",
+        "vqvae-train": "uldm_cli.specs.autoencoder_training:AutoencoderTraining",
+        "ldm-train": "uldm_cli.specs.diffusion_training:DiffusionTraining",
         "ldm-sample": "uldm_cli.specs.sampling:Sampling",
         "ldm-explain": "uldm_cli.specs.explaining:Explaining",
     },

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from uldm_cli import assets
 from uldm_cli.core import rng
+from uldm_cli.core.autoencoding import AutoencoderTask, ReconstructionWeights
 from uldm_cli.core.denoiser import Denoiser, Target
+from uldm_cli.core.diffusing import DiffusionTask
 from uldm_cli.core.latent import LatentDiffusion
 from uldm_cli.core.lpips import LPIPS
+from uldm_cli.core.rng import STREAM_NOISE, STREAM_TIMESTEP
 from uldm_cli.core.schedules import VariancePreserving, cosine_betas
-from uldm_cli.core.tasks import AutoencoderTask, DiffusionTask, ReconstructionWeights
-from uldm_cli.core.training import STREAM_NOISE, STREAM_TIMESTEP
 from uldm_cli.formats.native import load_tensors
 from uldm_cli.specs.autoencoders import VQVAE
 

@@ -12,12 +12,14 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from uldm_cli.core import rng
+from uldm_cli.core.autoencoding import AutoencoderTask, ReconstructionWeights
 from uldm_cli.core.data import Batch
+from uldm_cli.core.diffusing import DiffusionTask
 from uldm_cli.core.engine import Engine
 from uldm_cli.core.latent import LatentDiffusion
 from uldm_cli.core.noise import PerSampleNoise
-from uldm_cli.core.tasks import AutoencoderTask, DiffusionTask, ReconstructionWeights
-from uldm_cli.core.training import STREAM_FLIP, Optimization, Task, Trainer, to_float
+from uldm_cli.core.rng import STREAM_FLIP
+from uldm_cli.core.training import Optimization, Task, Trainer, to_float
 from uldm_cli.core.vqvae import VQVAE
 from uldm_cli.formats.native import load_tensors
 from uldm_cli.formats.tensors import write_safetensors

@@ -13,7 +13,8 @@ from PIL import Image
 
 from uldm_cli.runs import ldm_train, vqvae_train
 from uldm_cli.runs.metrics import Means, read_lines
-from uldm_cli.specs.training import AutoencoderTraining, DiffusionTraining
+from uldm_cli.specs.autoencoder_training import AutoencoderTraining
+from uldm_cli.specs.diffusion_training import DiffusionTraining
 
 Spec = AutoencoderTraining | DiffusionTraining
 

@@ -6,8 +6,8 @@ import pytest
 
 from uldm_cli.errors import ConfigError
 from uldm_cli.runs.outdir import choose_outdir, default_outdir, difference_from, write_record
+from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.sampling import Sampling
-from uldm_cli.specs.training import AutoencoderTraining
 
 RECORD = "sample.yaml"
 

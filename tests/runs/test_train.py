@@ -17,13 +17,19 @@ from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.formats.native import load_tensors, read_header, save
 from uldm_cli.runs import ldm_train, vqvae_train
 from uldm_cli.runs.metrics import read_lines
+from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.load import dump_yaml
-from uldm_cli.specs.training import AutoencoderTraining
 
 # Forked from one that has imported torch, which would take each of them seconds.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["uldm_cli.cli.app", "uldm_cli.core.tasks", "uldm_cli.core.engine", "PIL.PngImagePlugin"]
+    [
+        "uldm_cli.cli.app",
+        "uldm_cli.core.autoencoding",
+        "uldm_cli.core.diffusing",
+        "uldm_cli.core.engine",
+        "PIL.PngImagePlugin",
+    ]
 )
 MAIN = """
 import multiprocessing, os, sys, torch

@@ -15,7 +15,7 @@ from uldm_cli.errors import ConfigError, UldmError, UsageError
 from uldm_cli.formats.tensors import write_safetensors
 from uldm_cli.runs import vqvae_train
 from uldm_cli.runs.metrics import Means, read_lines
-from uldm_cli.specs.training import AutoencoderTraining
+from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 
 # What fails
 

@@ -3,10 +3,10 @@
 import pytest
 
 from uldm_cli.errors import ConfigError
+from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.autoencoders import KL, VQ, Published
 from uldm_cli.specs.load import load_config
 from uldm_cli.specs.quantizers import EMA, Nearest
-from uldm_cli.specs.training import AutoencoderTraining
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ import pytest
 from pydantic import ValidationError
 
 from uldm_cli.errors import ConfigError
+from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.autoencoders import VQVAE
 from uldm_cli.specs.datasets import Images, Tiny
+from uldm_cli.specs.diffusion_training import DiffusionTraining, data_of
 from uldm_cli.specs.load import dump_yaml, load_config
 from uldm_cli.specs.sampling import LARGEST_SEED
-from uldm_cli.specs.training import AutoencoderTraining, DiffusionTraining, data_of
 
 
 def refusal(model, *overrides):

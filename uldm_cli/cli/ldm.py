@@ -121,6 +121,5 @@ add_train(
     app,
     "Train a latent diffusion model on a trained autoencoder.",
     TRAIN_EXAMPLES,
-    run="ldm_train",
-    config="DiffusionTraining",
+    command="ldm-train",
 )

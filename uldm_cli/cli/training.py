@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from uldm_cli import console
+from uldm_cli import console, registry
 from uldm_cli.cli.options import (
     Arguments,
     BatchSize,
@@ -39,15 +39,15 @@ LABELS = {
 }
 
 
-def add_train(app: typer.Typer, about: str, examples: str, run: str, config: str) -> None:
+def add_train(app: typer.Typer, about: str, examples: str, command: str) -> None:
     """Adds `train` to a group.
 
     Args:
         app: the group.
         about: the help.
         examples: below it.
-        run: the module of `runs` that does it; it has `plan`, `preview` and `run`.
-        config: the class in `specs.training` of its config.
+        command: the registry's name of its config. The module of `runs` that does it is named alike; it has `plan`,
+            `preview` and `run`.
     """
 
     def train(
@@ -62,14 +62,16 @@ def add_train(app: typer.Typer, about: str, examples: str, run: str, config: str
         device: Device = None,
         precision: Precision = None,
     ) -> None:
-        from uldm_cli.specs import training
         from uldm_cli.specs.load import load_config, split_arguments
 
-        runs: Any = import_module(f"uldm_cli.runs.{run}")
+        runs: Any = import_module(f"uldm_cli.runs.{command.replace('-', '_')}")
         flags = {"batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
         path, overrides = split_arguments(arguments or [])
         spec = load_config(
-            getattr(training, config), path, overrides, {f"train.{name}": value for name, value in flags.items()}
+            registry.load("commands", command),
+            path,
+            overrides,
+            {f"train.{name}": value for name, value in flags.items()},
         )
         plan = runs.plan(spec, outdir, path, resume=resume)
         if dry_run:

@@ -18,6 +18,6 @@ The same command again goes on where it stopped.
 """
 
 
-add_train(app, "Train a VQ-VAE.", EXAMPLES, run="vqvae_train", config="AutoencoderTraining")
+add_train(app, "Train a VQ-VAE.", EXAMPLES, command="vqvae-train")
 vqvae_look.add_to(app)
 diagram.add_to(app)

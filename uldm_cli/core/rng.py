@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+STREAM_FLIP, STREAM_TIMESTEP, STREAM_NOISE, STREAM_CROP, STREAM_POSTERIOR = 1, 2, 3, 4, 5
+"""Streams of random numbers: what a draw is for."""
+
 
 def _signed(constant: int) -> int:
     return constant - (1 << 64) if constant >= 1 << 63 else constant

@@ -18,9 +18,10 @@ from uldm_cli.core.engine import Engine
 
 
 class Task(nn.Module):
-    """What is trained: the modules, the losses, and what happens after a step.
+    """What is trained: the modules, the losses, and what happens around a step.
 
-    `phases` names the optimizers of one step, in order; each steps on its own loss over its own parameters.
+    `phases` names the optimizers, in order; each steps on its own loss over its own parameters. A step may be made of
+    several micro-batches: then each phase sees them all, in the same order, before the next phase begins.
     """
 
     phases: tuple[str, ...]
@@ -29,12 +30,29 @@ class Task(nn.Module):
         """The parameters that a phase's optimizer holds."""
         raise NotImplementedError
 
+    def begin(self, step: int) -> tuple[str, ...]:
+        """Called before a step, counted from 1: the phases that it has."""
+        return self.phases
+
     def forward(self, phase: str, image: Tensor, number: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a phase on images `[N, C, H, W]` in [-1, 1] with the sample numbers `[N]`, and scalars to log."""
+        """Loss of a phase on a micro-batch, a mean over its samples, and scalars to log.
+
+        Args:
+            phase: one of `phases`.
+            image: `[N, C, H, W]` in [-1, 1], or cached latents, as the data set hands them out.
+            number: the sample numbers, int64 `[N]`: of draws by `core.rng`.
+        """
         raise NotImplementedError
 
     def after_step(self, step: int) -> None:
-        """Called when all phases of a step are done, before the moving average."""
+        """Called when all phases of a step are done, before the moving average. Not called for a skipped step."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What resuming needs beside the averaged module and the optimizers: a discriminator, say."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +141,7 @@ class Trainer:
         number = batch.number.to(device, non_blocking=True)
         image = to_float(batch.image.to(device, non_blocking=True))
         if self.flip_seed is not None:
-            flipped = rng.coin(self.flip_seed, STREAM_FLIP, number)
+            flipped = rng.coin(self.flip_seed, rng.STREAM_FLIP, number)
             image = torch.where(flipped[:, None, None, None], image.flip(3), image)
         return image, number
 
@@ -152,10 +170,6 @@ class Trainer:
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
     """The fused optimizer walks through memory, so a moment must lie there as its parameter does (channels last)."""
     return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-
-
-STREAM_FLIP, STREAM_TIMESTEP, STREAM_NOISE = 1, 2, 3
-"""Streams of random numbers: what a draw is for."""
 
 
 def to_float(image: Tensor) -> Tensor:

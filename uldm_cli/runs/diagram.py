@@ -19,10 +19,11 @@ from uldm_cli.runs.draw.plot import DEFAULT, FORMATS, Style, picture_format, sav
 from uldm_cli.runs.files import writable_folder
 from uldm_cli.runs.models import model_config, newest_autoencoder, resolve
 from uldm_cli.runs.outdir import OUTPUTS
+from uldm_cli.specs.autoencoder_training import AutoencoderTraining
+from uldm_cli.specs.diffusion_training import DiffusionTraining
 from uldm_cli.specs.load import SUFFIXES
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel, read_model
 from uldm_cli.specs.sampling import Sampling
-from uldm_cli.specs.training import AutoencoderTraining, DiffusionTraining
 from uldm_cli.specs.yamlfile import read_yaml, to_yaml
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from uldm_cli.runs.outdir import OUTPUTS, default_outdir
 from uldm_cli.runs.train import Plan, Preview, Result, count_parameters, make_plan, open_images, train
 from uldm_cli.runs.train import preview as make_preview
 from uldm_cli.runs.vqvae_train import squeezed
+from uldm_cli.specs.diffusion_training import DiffusionTraining, data_of
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel
-from uldm_cli.specs.training import DiffusionTraining, data_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -120,8 +120,8 @@ class DiffusionJob:
     def __init__(self, plan: Plan[DiffusionTraining]) -> None:
         import torch
 
+        from uldm_cli.core.diffusing import DiffusionTask
         from uldm_cli.core.engine import Engine
-        from uldm_cli.core.tasks import DiffusionTask
         from uldm_cli.core.training import Trainer
 
         spec = plan.config

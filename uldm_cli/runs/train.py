@@ -22,7 +22,8 @@ from uldm_cli.runs.files import writable_folder, write_png
 from uldm_cli.runs.metrics import Line, Means, append_line, forget_after, not_finite, read_lines
 from uldm_cli.runs.outdir import choose_outdir, write_record
 from uldm_cli.runs.signals import stop_on_signals
-from uldm_cli.specs.training import AutoencoderTraining, DiffusionTraining
+from uldm_cli.specs.autoencoder_training import AutoencoderTraining
+from uldm_cli.specs.diffusion_training import DiffusionTraining
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

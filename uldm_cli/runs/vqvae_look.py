@@ -15,9 +15,9 @@ from uldm_cli.runs.checkpoints import Checkpoints
 from uldm_cli.runs.files import writable_folder
 from uldm_cli.runs.models import EMBEDDED, ModelFile, load_autoencoder, model_config, newest_autoencoder, resolve
 from uldm_cli.runs.outdir import OUTPUTS, default_outdir
+from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.load import load_config
 from uldm_cli.specs.models import AutoencoderModel
-from uldm_cli.specs.training import AutoencoderTraining
 from uldm_cli.specs.yamlfile import read_yaml
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from uldm_cli.formats.native import load_tensors
 from uldm_cli.runs.outdir import default_outdir
 from uldm_cli.runs.train import Plan, Preview, Result, count_parameters, make_plan, open_images, train
 from uldm_cli.runs.train import preview as make_preview
+from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.models import AutoencoderModel
-from uldm_cli.specs.training import AutoencoderTraining
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,8 +59,8 @@ class AutoencoderJob:
     def __init__(self, spec: AutoencoderTraining) -> None:
         import torch
 
+        from uldm_cli.core.autoencoding import AutoencoderTask
         from uldm_cli.core.engine import Engine
-        from uldm_cli.core.tasks import AutoencoderTask
         from uldm_cli.core.training import Trainer
 
         self.seed, self.data = spec.train.seed, spec.data
