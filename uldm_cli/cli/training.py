@@ -22,7 +22,8 @@ from uldm_cli.cli.options import (
 
 if TYPE_CHECKING:
     from uldm_cli.runs.metrics import Line
-    from uldm_cli.runs.train import Preview, Result
+    from uldm_cli.runs.preview import Preview
+    from uldm_cli.runs.train import Result
 
 LABELS = {
     "epoch": "epochs",
@@ -36,6 +37,8 @@ LABELS = {
     "usage": "codes used, %",
     "lr": "learning rate",
     "images_per_second": "images/s",
+    "data_wait": "waiting for images, %",
+    "skipped_steps": "steps skipped",
 }
 
 
@@ -145,6 +148,8 @@ def _rows(line: "Line") -> list[tuple[str, float]]:
         label = LABELS.get(name, name.replace("_grad_norm", ": norm of the gradient").replace("_", " "))
         if name == "usage":
             rows.append((label + epoch, 100 * value))
+        elif name == "data_wait":
+            rows.append((label, 100 * value))
         elif name == "perplexity":
             rows.append((label + epoch, value))
         elif name != "counted_epoch":

@@ -123,14 +123,14 @@ class Trainer:
         self.task, self.engine = task.to(engine.device, engine.weights_dtype), engine
         self.optimization, self.flip_seed, self.accumulate = optimization, flip_seed, accumulate
         o = optimization
+        self._trained = {phase: task.trained(phase) for phase in task.phases}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            phase: torch.optim.AdamW(
-                task.trained(phase), lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, fused=True
-            )
-            for phase in task.phases
+            phase: torch.optim.AdamW(parameters, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, fused=True)
+            for phase, parameters in self._trained.items()
         }
         self._prepared = {
-            phase: engine.prepare(_Phase(task, phase), optimizer) for phase, optimizer in self.optimizers.items()
+            phase: engine.prepare(_Phase(task, phase, self._trained[phase]), optimizer)
+            for phase, optimizer in self.optimizers.items()
         }
         self._norms = {phase: RunningNorm() for phase in task.phases}
         self.ema = EMA(averaged, ema_decay)
@@ -169,8 +169,8 @@ class Trainer:
         """Computes and clips a phase's gradient; what the phase logs, as means over the micro-batches."""
         run, optimizer = self._prepared[phase]
         optimizer.zero_grad(set_to_none=True)
-        for other in self.task.phases:
-            for parameter in self.task.trained(other):
+        for other, parameters in self._trained.items():
+            for parameter in parameters:
                 parameter.requires_grad_(other == phase)
         found: list[dict[str, Tensor]] = []
         for i, (image, number) in enumerate(inputs):
@@ -178,7 +178,7 @@ class Trainer:
                 loss, logs = run(image, number)
                 self.engine.backward(loss / len(inputs))
             found.append(logs)
-        norm = self.engine.clip(self.task.trained(phase), self.optimization.clip_norm)
+        norm = self.engine.clip(self._trained[phase], self.optimization.clip_norm)
         means = {name: torch.stack([logs[name] for logs in found]).mean() for name in found[0]}
         return {**means, f"{phase}_grad_norm": norm.detach()}
 
@@ -227,7 +227,7 @@ class Trainer:
         for phase, optimizer in self.optimizers.items():
             state = optimizer.state_dict()
             state["state"] = {}
-            for index, parameter in enumerate(self.task.trained(phase)):
+            for index, parameter in enumerate(self._trained[phase]):
                 found = _below(f"{phase}.{index}.", tensors)
                 if found:
                     state["state"][index] = {k: _laid_out_like(parameter, v) for k, v in found.items()}
@@ -243,9 +243,9 @@ class Trainer:
 class _Phase(nn.Module):
     """What accelerate wraps: a task's phase, whose parameters are those that the phase trains and no others."""
 
-    def __init__(self, task: Task, phase: str) -> None:
+    def __init__(self, task: Task, phase: str, trained: list[nn.Parameter]) -> None:
         super().__init__()
-        self.parts = nn.ParameterList(task.trained(phase))
+        self.trained = nn.ParameterList(trained)
         self._run = (task, phase)  # in a tuple, so that the task's other parameters do not become this module's
 
     def forward(self, image: Tensor, number: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

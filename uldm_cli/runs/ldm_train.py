@@ -10,9 +10,11 @@ from uldm_cli import console
 from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.runs.checkpoints import MODEL
 from uldm_cli.runs.models import load_autoencoder, model_config, newest_autoencoder, resolve
+from uldm_cli.runs.metrics import Line
 from uldm_cli.runs.outdir import OUTPUTS, default_outdir
-from uldm_cli.runs.train import Plan, Preview, Result, count_parameters, make_plan, open_images, train
-from uldm_cli.runs.train import preview as make_preview
+from uldm_cli.runs.preview import Preview
+from uldm_cli.runs.preview import preview as make_preview
+from uldm_cli.runs.train import Plan, Result, count_parameters, make_plan, open_images, train
 from uldm_cli.runs.vqvae_train import squeezed
 from uldm_cli.specs.diffusion_training import DiffusionTraining, data_of
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel
@@ -185,6 +187,9 @@ class DiffusionJob:
 
     def start_epoch(self) -> None:
         pass
+
+    def warnings(self, line: Line) -> list[str]:
+        return []
 
     def picture(self) -> "tuple[str, np.ndarray]":
         """Samples of the averaged weights, from the same noise each time."""

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from uldm_cli import assets
 from uldm_cli.formats.native import load_tensors
+from uldm_cli.runs.metrics import Line
 from uldm_cli.runs.outdir import default_outdir
-from uldm_cli.runs.train import Plan, Preview, Result, count_parameters, make_plan, open_images, train
-from uldm_cli.runs.train import preview as make_preview
+from uldm_cli.runs.preview import Preview
+from uldm_cli.runs.preview import preview as make_preview
+from uldm_cli.runs.train import Plan, Result, count_parameters, make_plan, open_images, train
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.models import AutoencoderModel
 
@@ -96,6 +98,9 @@ class AutoencoderJob:
 
     def start_epoch(self) -> None:
         self.task.start_epoch()
+
+    def warnings(self, line: Line) -> list[str]:
+        return []
 
     def picture(self) -> "tuple[str, np.ndarray]":
         """The first images that training saw, above their reconstructions by the averaged weights."""
