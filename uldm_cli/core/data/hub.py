@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,13 +33,16 @@ def open_hub(
         image: the column of the images; None where there is only one of them.
         label: the column of the labels, which are numbers or texts; None for none.
         subset: which of the data set's configurations.
-        offline: use what is on this machine only.
+        offline: use what is on this machine only, here and wherever this process asks the hub.
 
     Raises:
         ConfigError: the package is not installed, the data set cannot be had, or has no such split or column.
     """
     datasets = optional("datasets", "To read a data set of Hugging Face")
-    table = _load(datasets, name, split, subset, offline)
+    if offline:  # for the whole process; both packages read their environment once, when they are imported
+        import_module("huggingface_hub.constants").HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+        datasets.config.HF_HUB_OFFLINE = True
+    table = _load(datasets, name, split, subset)
     kinds = table.features
     pictures = [column for column, kind in kinds.items() if isinstance(kind, datasets.Image)]
     if image is None and len(pictures) == 1:
@@ -76,7 +80,7 @@ class _Rows:
         return io.BytesIO(self.read(name))
 
 
-def _load(datasets: Any, name: str, split: str, subset: str | None, offline: bool) -> Any:
+def _load(datasets: Any, name: str, split: str, subset: str | None) -> Any:
     folder = Path(name).expanduser()
     datasets.disable_progress_bars()
     try:
@@ -84,8 +88,7 @@ def _load(datasets: Any, name: str, split: str, subset: str | None, offline: boo
             return datasets.load_from_disk(folder)[split]
         if (folder / "state.json").is_file():
             return datasets.load_from_disk(folder)
-        own = datasets.DownloadConfig(local_files_only=offline)
-        return datasets.load_dataset(str(folder) if folder.exists() else name, subset, split=split, download_config=own)
+        return datasets.load_dataset(str(folder) if folder.exists() else name, subset, split=split)
     except Exception as error:  # the package raises what its many backends do
         where = f"the data set {name} of Hugging Face cannot be opened, split {split}"
         hint = "Check the name, split and subset; a local folder is given by its path"
