@@ -77,6 +77,17 @@ class Quantizer(nn.Module):
     def after_step(self, step: int) -> None:
         """What the codebook does once a training step is complete."""
 
+    def forget_step(self) -> None:
+        """Forgets what was seen since the last step: it is skipped, and `after_step` is not called."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What resuming needs beside the module's state dict."""
+        return {"epoch_counts": self.epoch_counts}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        self.epoch_counts.copy_(state["epoch_counts"])
+
 
 class EMAQuantizer(Quantizer):
     """Codes that follow the mean of the latents assigned to them (van den Oord et al. 2017, appendix A.1).

@@ -119,7 +119,7 @@ class Trainer:
             lr = self.optimization.lr_at(step)
             logs: dict[str, Tensor] = {}
             self.task.train()
-            for phase in self.task.phases:
+            for phase in self.task.begin(step):
                 logs |= self._step(phase, image, number, lr)
             self.task.after_step(step)
             self.ema.update()

@@ -21,32 +21,33 @@ that `counted_epoch` numbers, from 1. That is the last whole epoch; in the first
 
 
 class Means:
-    """Means of what the steps since the last line logged."""
+    """Means of what the steps since the last line logged. Figures that not every step has are means over those."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         """Begins anew."""
-        self.count = 0
+        self.count: dict[str, int] = {}
         self._sums: dict[str, Tensor] = {}
 
     def add(self, logs: "Mapping[str, Tensor]") -> None:
         """Takes a step's scalars. They are summed on the device: to read them here would wait for every step."""
-        self._sums = {name: self._sums[name] + value if self.count else value for name, value in logs.items()}
-        self.count += 1
+        for name, value in logs.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self.count[name] = self.count.get(name, 0) + 1
 
     def read(self) -> Line:
         """The means; waits for the device."""
-        return {name: float(total) / self.count for name, total in self._sums.items()}
+        return {name: float(self._sums[name]) / count for name, count in self.count.items()}
 
     def state(self) -> "dict[str, Tensor]":
         """The sums; `count` belongs to them. Copies: after one step, figures may still be one and the same tensor."""
         return {name: total.clone() for name, total in self._sums.items()}
 
-    def load_state(self, sums: "dict[str, Tensor]", count: int) -> None:
+    def load_state(self, sums: "dict[str, Tensor]", count: "Mapping[str, int]") -> None:
         """The inverse of `state`."""
-        self._sums, self.count = sums, count
+        self._sums, self.count = sums, dict(count)
 
 
 def not_finite(line: Line) -> list[str]:
