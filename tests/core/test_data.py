@@ -22,7 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from uldm_cli.core.data import ArrayImages, Batch, FileImages, open_images, read_idx, sequential, stream
+from uldm_cli.core import rng
+from uldm_cli.core.data import ArrayImages, Batch, Draws, FileImages, open_images, read_idx, sequential, stream
 from uldm_cli.core.data.streams import permutation
 from uldm_cli.errors import ConfigError, UldmError, UsageError
 
@@ -249,6 +250,42 @@ def test_batches_are_full_and_numbered_across_epochs() -> None:
     assert [batch.number.tolist() for batch in batches] == [[3, 4, 5, 6], [7, 8, 9, 10], [11, 12, 13, 14]]
     assert batches[0].image.shape == (4, 1, 1, 1)
     assert batches[0].image.flatten().tolist() == batches[0].label.tolist()
+
+
+@settings(deadline=None, max_examples=30)
+@given(length=st.integers(1, 20), batch=st.integers(1, 30), world=st.integers(1, 4), start=st.integers(0, 50))
+def test_processes_share_the_samples_of_one(length: int, batch: int, world: int, start: int) -> None:
+    data = Numbers(length)
+    (alone,) = islice(stream(data, batch_size=3 * world * batch, seed=4, start=start), 1)
+    streams = [stream(data, batch_size=batch, seed=4, start=start, rank=r, world=world) for r in range(world)]
+    together = [next(batches) for _ in range(3) for batches in streams]
+    assert torch.equal(torch.cat([b.number for b in together]), alone.number)
+    assert torch.equal(torch.cat([b.label for b in together]), alone.label)
+    assert all(len(b) == batch for b in together)
+
+
+class Sampled(Numbers):
+    """A set whose image, in training, shows what was drawn for it."""
+
+    def sample(self, index: int, bits: int) -> tuple[torch.Tensor, int]:
+        return torch.full((1, 1, 1), bits % 251, dtype=torch.uint8), index
+
+
+class Gathered(Numbers):
+    def gather(self, indices: torch.Tensor, draws: Draws | None) -> tuple[torch.Tensor, torch.Tensor]:
+        values = indices if draws is None else draws.seed + draws.numbers
+        return values.to(torch.uint8)[:, None, None, None], indices
+
+
+def test_only_training_hands_out_draws() -> None:
+    numbers = torch.arange(5, 15)
+    drawn = rng.bits(3, rng.STREAM_CROP, numbers, 1)[:, 0].tolist()
+    for data, expected in (
+        (Sampled(7), [(value % 2**64) % 2**63 % 251 for value in drawn]),
+        (Gathered(7), [3 + n for n in range(5, 15)]),
+    ):
+        assert next(stream(data, batch_size=10, seed=3, start=5)).image.flatten().tolist() == expected
+        assert next(sequential(data, batch_size=7)).image.flatten().tolist() == list(range(7))
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:

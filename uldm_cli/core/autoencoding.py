@@ -22,7 +22,7 @@ from uldm_cli.core.losses import (
 from uldm_cli.core.lpips import LPIPS
 from uldm_cli.core.quantizers import perplexity, usage
 from uldm_cli.core.training import Task
-from uldm_cli.errors import UldmError, UsageError
+from uldm_cli.errors import ConfigError, UldmError, UsageError
 
 ENCODING = ("encoder", "quant_conv", "quantize")
 """Modules of an autoencoder that make latents and their codes."""
@@ -204,7 +204,6 @@ class AutoencoderTask(Task):
         """The generator's term and its factor; keeps the reconstructions for the discriminator's phase."""
         settings = self.adversarial
         assert settings is not None
-        settings.discriminator.requires_grad_(False)
         generator = with_gradient(lambda x: generator_loss(lifted(settings.discriminator(x))), recon)
         weight = recon.new_full((), settings.weight * self._ramp)
         if not recon.requires_grad:  # only looked at: there are no gradients to balance
@@ -221,7 +220,7 @@ class AutoencoderTask(Task):
         assert self.adversarial is not None
         if not self._kept:
             raise UldmError("the discriminator's phase has no reconstructions", "Run the autoencoder's before it")
-        discriminator = self.adversarial.discriminator.requires_grad_(True)
+        discriminator = self.adversarial.discriminator
         real, fake = lifted(discriminator(image)), lifted(discriminator(self._kept.pop(0)))
         loss = discriminator_loss(self.adversarial.loss, real, fake)
         logs = {"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
@@ -249,6 +248,8 @@ class AutoencoderTask(Task):
             state |= {f"quantizer.{name}": value for name, value in self.model.quantize.state().items()}
         if self.logvar is not None:
             state["logvar"] = self.logvar.detach()
+        if self.lpips is not None and self.lpips.sha256 is not None:
+            state["lpips_sha256"] = _bytes(self.lpips.sha256)
         if self.discriminator is not None:
             state |= {f"discriminator.{name}": value for name, value in self.discriminator.state_dict().items()}
         return state
@@ -258,9 +259,16 @@ class AutoencoderTask(Task):
         def part(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
 
+        if "lpips_sha256" in state and not torch.equal(state["lpips_sha256"].cpu(), self.state()["lpips_sha256"]):
+            what = "the perceptual loss has other weights than those that this run began with"
+            raise ConfigError(what, "Name those by loss.lpips_weights, or start another run")
         if self._counts_codes:
             self.model.quantize.load_state(part("quantizer."))
         if self.logvar is not None:
             self.logvar.copy_(state["logvar"])
         if self.discriminator is not None:
             self.discriminator.load_state_dict(part("discriminator."))
+
+
+def _bytes(hexadecimal: str) -> Tensor:
+    return torch.tensor([*bytes.fromhex(hexadecimal)], dtype=torch.uint8)

@@ -50,16 +50,19 @@ class LPIPS(nn.Module):
         net: whose features are compared.
         checked: refuse images whose values are outside of the range. A loss in training takes what a decoder
             overshoots, and does not wait for the device to tell.
+        sha256: of the file that the features come from, hexadecimal; kept to tell weights apart.
 
     Raises:
         UldmError: a weight is missing or has the wrong shape.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], net: Net = "vgg", *, checked: bool = True) -> None:
+    def __init__(
+        self, weights: Mapping[str, Tensor], net: Net = "vgg", *, checked: bool = True, sha256: str | None = None
+    ) -> None:
         super().__init__()
         self.net: Net = net
         self.backbone = BACKBONES[net]
-        self.checked = checked
+        self.checked, self.sha256 = checked, sha256
         self.features = _empty_features(net).to_empty(device="cpu")
         for layer in self.features.modules():
             if isinstance(layer, nn.ReLU):

@@ -80,8 +80,11 @@ class Metric:
     module: LPIPS
     weights: str
     """Where the network's weights come from."""
-    sha256: str | None
-    """Of the file with the network's weights; None where they are drawn."""
+
+    @property
+    def sha256(self) -> str | None:
+        """Of the file with the network's weights; None where they are drawn."""
+        return self.module.sha256
 
     @property
     def title(self) -> str:
@@ -120,18 +123,18 @@ def load_metric(backbone: Backbone, *, device: str = "auto", checked: bool = Tru
     where = pick_device(device)
     embedded = load_tensors(assets.path(f"lpips-{net}.safetensors"))
     if backbone.dummy:
-        return Metric(LPIPS(embedded | drawn_features(net), net, checked=checked).to(where), "drawn", None)
+        return Metric(LPIPS(embedded | drawn_features(net), net, checked=checked).to(where), "drawn")
     if net == "alex" and not backbone.weights:
         own = _sha256(assets.path("lpips-alex.safetensors"))
-        return Metric(LPIPS(embedded, net, checked=checked).to(where), "embedded", own)
+        return Metric(LPIPS(embedded, net, checked=checked, sha256=own).to(where), "embedded")
     file = _file(backbone)
     found = _features(file, net)
     try:
-        module = LPIPS(embedded | found, net, checked=checked)
+        module = LPIPS(embedded | found, net, checked=checked, sha256=_sha256(file))
     except UldmError as error:
         what = f"{file} holds other weights than the features of {BACKBONES[net].title}"
         raise ConfigError(what, "Name another file, or the network that it is of") from error
-    return Metric(module.to(where), backbone.weights or PUBLISHED[net].url, _sha256(file))
+    return Metric(module.to(where), backbone.weights or PUBLISHED[net].url)
 
 
 def _file(backbone: Backbone) -> Path:

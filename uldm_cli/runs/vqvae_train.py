@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from uldm_cli import console
 from uldm_cli.errors import ConfigError
+from uldm_cli.runs.metrics import Line
 from uldm_cli.runs.models import load_autoencoder, model_config, resolve
 from uldm_cli.runs.outdir import default_outdir
 from uldm_cli.runs.perceptual import PUBLISHED, Backbone, Metric, Settings, load_metric
-from uldm_cli.runs.train import Plan, Preview, Result, count_parameters, make_plan, open_images, train
-from uldm_cli.runs.train import preview as make_preview
+from uldm_cli.runs.preview import Preview
+from uldm_cli.runs.preview import preview as make_preview
+from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, make_plan, open_images, train
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining, Loss
 from uldm_cli.specs.models import AutoencoderModel
 
@@ -130,7 +132,6 @@ class AutoencoderJob:
     def __init__(self, plan: Plan[AutoencoderTraining]) -> None:
         import torch
 
-        from uldm_cli.core.engine import Engine
         from uldm_cli.core.training import Trainer
 
         self.spec = spec = plan.config
@@ -148,10 +149,11 @@ class AutoencoderJob:
         self.trainer = Trainer(
             self.task,
             self.module,
-            Engine(spec.train.device, spec.train.precision),
+            make_engine(plan),
             spec.optim.build(spec.train.steps),
             ema_decay=spec.train.ema_decay,
             flip_seed=self.seed if spec.data.flip else None,
+            accumulate=spec.train.accumulate,
         )
         self.title = f"autoencoder, {count_parameters(self.module):,} parameters, {self.trainer.engine.precision}"
         self._warned: set[str] = set()
@@ -192,24 +194,6 @@ class AutoencoderJob:
     def untrained(self) -> "Mapping[str, Mapping[str, Tensor]]":
         return {}
 
-    def state(self) -> "dict[str, Tensor]":
-        state: dict[str, Tensor] = self.task.state()
-        return state | self._lpips_hash()
-
-    def load_state(self, state: "dict[str, Tensor]") -> None:
-        self.task.load_state(state)
-        for name, value in self._lpips_hash().items():
-            if name in state and not value.equal(state[name].cpu()):
-                console.warn("the perceptual loss has other weights than before: the run goes on with another loss")
-
-    def _lpips_hash(self) -> "dict[str, Tensor]":
-        """Of the weights that the perceptual distance has; no checkpoint holds these themselves."""
-        import torch
-
-        if self.metric is None or self.metric.sha256 is None:
-            return {}
-        return {"lpips_sha256": torch.tensor([*bytes.fromhex(self.metric.sha256)], dtype=torch.uint8)}
-
     def epoch_logs(self) -> dict[str, float]:
         logs: dict[str, float] = self.task.codebook_logs()
         return logs
@@ -217,14 +201,14 @@ class AutoencoderJob:
     def start_epoch(self) -> None:
         self.task.start_epoch()
 
-    def warnings(self, line: "Mapping[str, float]") -> list[str]:
+    def warnings(self, line: Line) -> list[str]:
         """What a person should know of a line of metrics, each thing once a run."""
         found = {"discriminator": self._won(line), "codebook": self._collapsed(line)}
         new = {name: text for name, text in found.items() if text and name not in self._warned}
         self._warned |= new.keys()
         return list(new.values())
 
-    def _won(self, line: "Mapping[str, float]") -> str | None:
+    def _won(self, line: Line) -> str | None:
         loss = line.get("discriminator")
         if loss is None or loss >= WON:
             return None
@@ -235,7 +219,7 @@ class AutoencoderJob:
             "weight to the reconstruction"
         )
 
-    def _collapsed(self, line: "Mapping[str, float]") -> str | None:
+    def _collapsed(self, line: Line) -> str | None:
         if "usage" not in line or line["epoch"] < line["counted_epoch"]:
             return None  # of the first epoch there is only a part yet
         codes = self.module.quantize.codebook_size
@@ -259,7 +243,9 @@ class AutoencoderJob:
 
         count = min(SHOWN, len(self.dataset))
         batch = next(stream(self.dataset, batch_size=count, seed=self.seed, strict=self.data.strict))
-        images = to_float(batch.image.to(self.trainer.engine.device))
+        engine, images = self.trainer.engine, batch.image
+        images = to_float(images) if images.dtype == torch.uint8 else images
+        images = images.to(engine.device, engine.weights_dtype)
         self.module.eval()
         with torch.no_grad(), self.trainer.ema.applied():
             recon = self.module.from_latent(self.module.to_latent(images))

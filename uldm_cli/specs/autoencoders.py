@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from uldm_cli.specs.base import Slot, Spec, problem
-from uldm_cli.specs.quantizers import EMA, Nearest
+from uldm_cli.specs.quantizers import EMA, Nearest, check_codes
 
 if TYPE_CHECKING:
     from uldm_cli.core import autoencoders as modules
@@ -78,6 +78,11 @@ class VQVAE(Autoencoder):
             if width % self.num_heads:
                 text = f"expected a divisor of every width that has attention, so of {width} too"
                 raise problem(text, path="num_heads")
+        return self
+
+    @model_validator(mode="after")
+    def _quantizer_fits(self) -> Self:
+        check_codes(self.quantizer, self.codebook_size, self.z_channels, "z_channels")
         return self
 
     @property
@@ -153,6 +158,11 @@ class VQ(Published):
     kind: Literal["vq"] = "vq"
     codebook_size: PositiveInt = Field(8192, description="Number of codes.")
     quantizer: Annotated[Spec, Slot("quantizers")] = Field(Nearest(), description="How codes are chosen and trained.")
+
+    @model_validator(mode="after")
+    def _quantizer_fits(self) -> Self:
+        check_codes(self.quantizer, self.codebook_size, self.embed_dim, "embed_dim")
+        return self
 
     def build(self) -> "modules.VQ":
         from uldm_cli.core.autoencoders import VQ as Module

@@ -6,6 +6,7 @@ What sample number k shows depends on the seed and on k alone: epoch k // L, pla
 
 import hashlib
 import signal
+import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -20,17 +21,34 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from uldm_cli.core import rng
 from uldm_cli.core.images import ImageError
 from uldm_cli.errors import UldmError, UsageError
 
 STRICT_HINT = "With data.strict=false such files are skipped"
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What the random choices for training samples are a function of: `core.rng` makes them of both fields.
+
+    Attributes:
+        seed: of the run.
+        numbers: int64 `[N]`, the sample numbers.
+    """
+
+    seed: int
+    numbers: Tensor
+
+
 class ImageSet(Protocol):
     """Square images of one size with labels. `dataset[i]` raises ImageError for a file that cannot be decoded.
 
-    A set that is held in memory may also have `gather(indices) -> (images, labels)`, which is then used, in the
-    process itself, instead of reading item by item in workers.
+    A set whose training images depend on chance (a random crop) also has `sample(index, bits)`, which is
+    `dataset[index]` for training: `bits` is an int of 63 random bits, which `core.rng` draws for the sample's number.
+
+    A set that is held in memory, or mapped into it, may also have `gather(indices, draws) -> (images, labels)`. It is
+    then used, in the process itself, instead of reading item by item in workers. `draws` is None in evaluation.
     """
 
     classes: tuple[str, ...]  # names of the labels 0, 1, ...; empty without classes
@@ -50,7 +68,7 @@ class Batch:
     """Some images.
 
     Attributes:
-        image: uint8 `[N, C, H, W]`.
+        image: uint8 `[N, C, H, W]`; of a set of cached latents, floating point.
         label: int64 `[N]`, -1 for none.
         number: int64 `[N]`, the sample numbers; of `sequential`, the indices.
         skipped: (name, reason) of each file that could not be decoded here.
@@ -81,6 +99,8 @@ def stream(
     batch_size: int,
     seed: int,
     start: int = 0,
+    rank: int = 0,
+    world: int = 1,
     workers: int = 0,
     strict: bool = False,
     pin_memory: bool = False,
@@ -88,13 +108,16 @@ def stream(
     """Endless shuffled batches; they run across the borders of epochs and are always full.
 
     A file that cannot be decoded is replaced by the next readable one in the set's own order, and named in the
-    batch's `skipped` whenever its turn comes.
+    batch's `skipped` whenever its turn comes. Several processes share the samples: the k-th batch of process `rank`
+    has the numbers from `start + (k * world + rank) * batch_size` on, so that together they see what one would.
 
     Args:
         dataset: what to read.
-        batch_size: samples a batch.
-        seed: of the permutations.
-        start: the first sample number; nothing before it is read.
+        batch_size: samples a batch, of this process.
+        seed: of the permutations, and of what is random about a sample.
+        start: the first sample number of all processes; nothing before it is read.
+        rank: this process's number, from 0.
+        world: processes that share the samples.
         workers: processes that read and decode; 0 reads in this one. They end when the iterator is closed.
         strict: stop at a file that cannot be decoded.
         pin_memory: for consumers on CUDA.
@@ -103,7 +126,7 @@ def stream(
         UsageError: strict, or no file of the set can be decoded.
     """
     reader = _ShuffledReader(dataset, seed, strict)
-    numbers = (range(first, first + batch_size) for first in count(start, batch_size))
+    numbers = (range(first, first + batch_size) for first in count(start + rank * batch_size, world * batch_size))
     yield from _load(reader, numbers, workers, pin_memory)
 
 
@@ -132,6 +155,15 @@ def sequential(
     yield held
 
 
+def images_per_second(batches: Iterator[Batch], seconds: float = 5.0) -> float:
+    """How fast a stream yields images, over about so many seconds after its first batch, which starts the workers."""
+    next(batches)
+    images, began = 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < seconds:
+        images += len(next(batches))
+    return images / passed
+
+
 class _Reader(ABC):
     """What a worker runs: numbers to a batch. DataLoader hands `__getitems__` a whole batch's numbers at once."""
 
@@ -148,18 +180,18 @@ class _Reader(ABC):
     @abstractmethod
     def read(self, numbers: Sequence[int]) -> Batch: ...
 
-    def gather(self, indices: Sequence[int], numbers: Sequence[int]) -> Batch | None:
+    def gather(self, indices: Sequence[int], numbers: Sequence[int], draws: Draws | None = None) -> Batch | None:
         """All at once, where the set can do that."""
         gather = getattr(self.dataset, "gather", None)
         if gather is None:
             return None
-        images, labels = gather(_int64(indices))
+        images, labels = gather(_int64(indices), draws)
         return Batch(images, labels, _int64(numbers))
 
-    def item(self, index: int, skipped: list[tuple[str, str]]) -> tuple[Tensor, int] | None:
+    def item(self, index: int, skipped: list[tuple[str, str]], bits: int | None = None) -> tuple[Tensor, int] | None:
         """One sample; None, with a note in `skipped`, when it cannot be decoded."""
         try:
-            return self.dataset[index]
+            return self.dataset[index] if bits is None else self.dataset.sample(index, bits)  # type: ignore[attr-defined]
         except ImageError as error:
             if self.strict:
                 raise UsageError(str(error), STRICT_HINT) from error
@@ -190,10 +222,18 @@ class _ShuffledReader(_Reader):
 
     def read(self, numbers: Sequence[int]) -> Batch:
         indices = [self.index(number) for number in numbers]
-        if (in_memory := self.gather(indices, numbers)) is not None:
+        if (in_memory := self.gather(indices, numbers, Draws(self.seed, _int64(numbers)))) is not None:
             return in_memory
         skipped: list[tuple[str, str]] = []
-        return self.batch([self.next_readable(index, skipped) for index in indices], numbers, skipped)
+        found = [self.next_readable(*each, skipped) for each in zip(indices, self.bits(numbers), strict=True)]
+        return self.batch(found, numbers, skipped)
+
+    def bits(self, numbers: Sequence[int]) -> Sequence[int | None]:
+        """What is random about each sample, where the set asks for it. One by one this takes as long as decoding."""
+        if not hasattr(self.dataset, "sample"):
+            return [None] * len(numbers)
+        drawn: list[int] = rng.bits(self.seed, rng.STREAM_CROP, _int64(numbers), 1)[:, 0].tolist()
+        return [value & (1 << 63) - 1 for value in drawn]
 
     def index(self, number: int) -> int:
         epoch, place = divmod(number, len(self.dataset))
@@ -202,9 +242,9 @@ class _ShuffledReader(_Reader):
             self._epoch = epoch
         return int(self._order[place])
 
-    def next_readable(self, index: int, skipped: list[tuple[str, str]]) -> tuple[Tensor, int]:
+    def next_readable(self, index: int, bits: int | None, skipped: list[tuple[str, str]]) -> tuple[Tensor, int]:
         for offset in range(len(self.dataset)):
-            if item := self.item((index + offset) % len(self.dataset), skipped):
+            if item := self.item((index + offset) % len(self.dataset), skipped, bits):
                 return item
         raise _nothing_readable(skipped)
 
