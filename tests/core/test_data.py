@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from uldm_cli.core.data import ArrayImages, Batch, FileImages, open_images, read_idx, sequential, stream
+from uldm_cli.core.data import ArrayImages, Batch, Draws, FileImages, open_images, read_idx, sequential, stream
 from uldm_cli.core.data.streams import permutation
 from uldm_cli.errors import ConfigError, UldmError, UsageError
 
@@ -249,6 +249,40 @@ def test_batches_are_full_and_numbered_across_epochs() -> None:
     assert [batch.number.tolist() for batch in batches] == [[3, 4, 5, 6], [7, 8, 9, 10], [11, 12, 13, 14]]
     assert batches[0].image.shape == (4, 1, 1, 1)
     assert batches[0].image.flatten().tolist() == batches[0].label.tolist()
+
+
+@settings(deadline=None, max_examples=30)
+@given(length=st.integers(1, 20), batch=st.integers(1, 30), world=st.integers(1, 4), start=st.integers(0, 50))
+def test_processes_share_the_samples_of_one(length: int, batch: int, world: int, start: int) -> None:
+    data = Numbers(length)
+    (alone,) = islice(stream(data, batch_size=3 * world * batch, seed=4, start=start), 1)
+    streams = [stream(data, batch_size=batch, seed=4, start=start, rank=r, world=world) for r in range(world)]
+    together = [next(batches) for _ in range(3) for batches in streams]
+    assert torch.equal(torch.cat([b.number for b in together]), alone.number)
+    assert torch.equal(torch.cat([b.label for b in together]), alone.label)
+    assert all(len(b) == batch for b in together)
+
+
+class Drawn(Numbers):
+    """A set whose image, in training, shows what it was drawn with."""
+
+    def sample(self, index: int, draws: Draws) -> tuple[torch.Tensor, int]:
+        assert len(draws) == 1
+        return torch.full((1, 1, 1), draws.seed + int(draws.numbers), dtype=torch.uint8), index
+
+
+class Gathered(Drawn):
+    def gather(self, indices: torch.Tensor, draws: Draws | None) -> tuple[torch.Tensor, torch.Tensor]:
+        values = torch.zeros_like(indices) if draws is None else draws.seed + draws.numbers
+        return values.to(torch.uint8)[:, None, None, None], indices
+
+
+@pytest.mark.parametrize("data", [Drawn(7), Gathered(7)])
+def test_only_training_hands_out_draws(data: Drawn) -> None:
+    batch = next(stream(data, batch_size=10, seed=3, start=5))
+    assert batch.image.flatten().tolist() == [3 + n for n in range(5, 15)]
+    plain = next(sequential(data, batch_size=7)).image.flatten().tolist()
+    assert plain == ([0] * 7 if isinstance(data, Gathered) else list(range(7)))
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:

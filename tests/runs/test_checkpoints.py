@@ -2,7 +2,7 @@
 
 import pytest
 
-from uldm_cli.runs.checkpoints import KEPT, MODEL, Checkpoints
+from uldm_cli.runs.checkpoints import MODEL, Checkpoints
 
 
 def writing(text):
@@ -26,7 +26,7 @@ def test_the_newest_ones_stay(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step in (5, 10, 100, 20):
         checkpoints.save(step, writing(str(step)))
-    assert len(names(tmp_path)) == KEPT
+    assert len(names(tmp_path)) == 2
     newest = checkpoints.newest()
     assert newest == tmp_path / "checkpoints" / "step-00000100"
     assert (newest / MODEL).read_text() == "100"

@@ -30,7 +30,7 @@ def test_means_that_were_restored_go_on_bit_for_bit():
         whole.add({"b": value, "a": 2 * value})
     for value in values[:3]:
         first.add({"b": value, "a": 2 * value})
-    second.load_state(dict(sorted(first.state().items())), first.count)
+    second.load_state(dict(sorted(first.state().items())), first.counts)
     for value in values[3:]:
         second.add({"b": value, "a": 2 * value})
     assert list(second.read().items()) == list(whole.read().items())

@@ -9,11 +9,11 @@ from uldm_cli import console, registry
 from uldm_cli.cli.options import (
     Arguments,
     BatchSize,
-    Command,
     Device,
     DryRun,
     Json,
     Outdir,
+    ParallelCommand,
     Precision,
     Quiet,
     Resume,
@@ -22,7 +22,8 @@ from uldm_cli.cli.options import (
 
 if TYPE_CHECKING:
     from uldm_cli.runs.metrics import Line
-    from uldm_cli.runs.train import Preview, Result
+    from uldm_cli.runs.preview import Preview
+    from uldm_cli.runs.train import Result
 
 LABELS = {
     "epoch": "epochs",
@@ -36,6 +37,8 @@ LABELS = {
     "usage": "codes used, %",
     "lr": "learning rate",
     "images_per_second": "images/s",
+    "data_wait": "waiting for images, %",
+    "skipped_steps": "steps skipped",
 }
 
 
@@ -79,7 +82,7 @@ def add_train(app: typer.Typer, about: str, examples: str, command: str) -> None
         else:
             _show_result(runs.run(plan))
 
-    app.command(cls=Command, help=about, epilog=examples)(train)
+    app.command(cls=ParallelCommand, help=about, epilog=examples)(train)
 
 
 def _show_preview(preview: "Preview") -> None:
@@ -145,6 +148,8 @@ def _rows(line: "Line") -> list[tuple[str, float]]:
         label = LABELS.get(name, name.replace("_grad_norm", ": norm of the gradient").replace("_", " "))
         if name == "usage":
             rows.append((label + epoch, 100 * value))
+        elif name == "data_wait":
+            rows.append((label, 100 * value))
         elif name == "perplexity":
             rows.append((label + epoch, value))
         elif name != "counted_epoch":

@@ -31,15 +31,6 @@ def mean(value: Tensor) -> Tensor:
     return total(value) / world()
 
 
-def from_first(value: float, device: torch.device) -> float:
-    """The first process's number, in all of them. `device` is one that the processes exchange tensors on."""
-    if world() == 1:
-        return value
-    shared = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.broadcast(shared, 0)
-    return float(shared)
-
-
 def differentiable_total(value: Tensor) -> Tensor:
     """As `total`, with gradients: what flows back is summed over the processes, too."""
     return value if world() == 1 else _Total.apply(value)

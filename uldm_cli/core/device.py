@@ -23,10 +23,19 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """`fp32`, `bf16`, or `auto`: bfloat16 where the device computes it natively."""
+    """`fp32`, `bf16`, `fp16`, `fp64`, or `auto`: bfloat16 where the device computes it natively.
+
+    Raises:
+        UsageError: fp16 without a CUDA device, which alone scales gradients so that they do not vanish in it.
+    """
     if precision == "auto":
         return torch.bfloat16 if _has_native_bfloat16(device) else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    if precision == "fp16" and device.type != "cuda":
+        raise UsageError(f"--precision fp16 needs a CUDA device, and this is {device.type}", "Use bf16")
+    return _DTYPES[precision]
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:

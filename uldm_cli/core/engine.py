@@ -1,37 +1,80 @@
-"""Devices, mixed precision and processes: the only user of accelerate."""
+"""Devices, mixed precision, processes and trackers: the only user of accelerate."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
+from uldm_cli.core import collectives
 from uldm_cli.core.device import pick_device, pick_dtype
+from uldm_cli.errors import UldmError, UsageError
+
+_MIXED = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 class Engine:
-    """Runs a training step where and how it was asked for.
+    """Runs a training step where and how it was asked for, in this process and those that a launcher started with it.
 
     Args:
-        device: as `pick_device` takes it.
-        precision: as `pick_dtype` takes it; bf16 means autocast, the weights stay float32.
+        device: as `pick_device` takes it; of several processes each takes an accelerator of its own.
+        precision: as `pick_dtype` takes it; bf16 and fp16 mean autocast, the weights stay float32.
+        trackers: names that accelerate knows, such as "tensorboard"; they write to `folder`.
+        folder: the run's.
+
+    Raises:
+        UsageError: several processes and a numbered device.
+        UldmError: the launcher started several processes, and accelerate sees another number.
     """
 
-    def __init__(self, device: str, precision: str) -> None:
+    def __init__(
+        self, device: str, precision: str, *, trackers: Sequence[str] = (), folder: Path | None = None
+    ) -> None:
         picked = pick_device(device)
-        dtype = pick_dtype(precision, picked)
-        if picked.type == "cuda" and picked.index is not None:
-            torch.cuda.set_device(picked)
+        self.dtype = pick_dtype(precision, picked)
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if picked.index is not None:
+            if launched > 1:
+                hint = f"Name {picked.type}: every process takes one of its own"
+                raise UsageError(f"--device {device} is a single one, and there are {launched} processes", hint)
+            torch.accelerator.set_device_index(picked.index)
+        # Without cpu=True accelerate would start lone processes on a CPU, each with a run of its own.
         self._accelerator = Accelerator(
-            cpu=picked.type == "cpu", mixed_precision="bf16" if dtype == torch.bfloat16 else "no"
+            cpu=picked.type == "cpu",
+            mixed_precision=_MIXED.get(self.dtype, "no"),
+            log_with=list(trackers) or None,
+            project_dir=folder,
         )
         self.device = self._accelerator.device
-        self.precision = "bf16" if dtype == torch.bfloat16 else "fp32"
+        self.precision = {torch.float32: "fp32", torch.float64: "fp64", **_MIXED}[self.dtype]
+        self.world, self.rank = self._accelerator.num_processes, self._accelerator.process_index
+        if self.world != launched or self.world != collectives.world():
+            seen = f"accelerate sees {self.world}, torch {collectives.world()}"
+            raise UldmError(f"the launcher started {launched} processes, but {seen}", "Start them with torchrun")
 
-    def prepare(
-        self, module: nn.Module, optimizers: dict[str, torch.optim.Optimizer]
-    ) -> tuple[nn.Module, dict[str, torch.optim.Optimizer]]:
-        """The module and its optimizers, wrapped for this device, precision and number of processes."""
-        wrapped, *rest = self._accelerator.prepare(module, *optimizers.values())
-        return wrapped, dict(zip(optimizers, rest, strict=True))
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.rank == 0
+
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """Of weights and images: float64 where that was asked for, else float32."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """A module and its optimizer, wrapped for this device, precision and number of processes."""
+        wrapped, stepper = self._accelerator.prepare(module, optimizer)
+        return wrapped, stepper
+
+    def gathering(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of a micro-batch: only the step's last one averages the processes' gradients."""
+        return nullcontext() if last else self._accelerator.no_sync(module)
 
     def backward(self, loss: Tensor) -> None:
         self._accelerator.backward(loss)
@@ -41,3 +84,36 @@ class Engine:
         total = self._accelerator.clip_grad_norm_(parameters, norm)
         assert total is not None
         return total
+
+    @property
+    def scaler(self) -> Any:
+        """The gradients' scaler of fp16; None of other precisions."""
+        return self._accelerator.scaler
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether each flag is set in at least one process: all of them get the same answer."""
+        if self.world == 1:
+            return flags
+        return tuple(bool(x) for x in collectives.total(torch.tensor(flags, device=self.device).int()).tolist())
+
+    def from_main(self, value: Any) -> Any:
+        """The main process's value, in every process."""
+        return broadcast_object_list([value])[0] if self.world > 1 else value
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        self._accelerator.wait_for_everyone()
+
+    def begin_tracking(self, name: str, config: Mapping[str, Any]) -> None:
+        """Opens the trackers, if there are any. `config` maps names to plain values."""
+        if self._accelerator.log_with:
+            self._accelerator.init_trackers(name, config=dict(config))
+
+    def track(self, values: Mapping[str, float], step: int) -> None:
+        """Gives the trackers figures."""
+        if self._accelerator.log_with:
+            self._accelerator.log(dict(values), step=step)
+
+    def end_tracking(self) -> None:
+        if self._accelerator.log_with:
+            self._accelerator.end_training()

@@ -6,6 +6,7 @@ What is evaluated, shown and saved happens outside, between records.
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -20,8 +21,10 @@ from uldm_cli.core.engine import Engine
 class Task(nn.Module):
     """What is trained: the modules, the losses, and what happens around a step.
 
-    `phases` names the optimizers, in order; each steps on its own loss over its own parameters. A step may be made of
-    several micro-batches: then each phase sees them all, in the same order, before the next phase begins.
+    `phases` names the optimizers, in order; each steps on its own loss over its own parameters, which no other phase
+    has; meanwhile those of the other phases want no gradients. A step may be made of several micro-batches: then each
+    phase sees them all, in the same order, before the next phase begins. The gradients of all phases are computed
+    before the first optimizer steps.
     """
 
     phases: tuple[str, ...]
@@ -66,6 +69,8 @@ class Optimization:
     decay: Literal["cosine", "constant"]
     clip_norm: float
     steps: int
+    spike: float | None = None
+    """A step whose gradient's norm is so many times its running average is skipped."""
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step counted from 1: linear warm-up, then constant or a cosine to zero."""
@@ -82,13 +87,27 @@ class Record:
     """One completed training step. The scalars stay on the device until somebody reads them."""
 
     step: int
-    batch: Batch
+    batches: list[Batch]
+    """This process's micro-batches."""
     logs: dict[str, Tensor]
+    """Means over this process's samples."""
     lr: float
+    skipped: str | None = None
+    """Why the step changed nothing, if so: "the gradient of 'autoencoder' is NaN or infinite"."""
 
 
 class Trainer:
-    """A task with its optimizers and moving average: everything that a step changes, and so all that is saved."""
+    """A task with its optimizers and moving average: everything that a step changes, and so all that is saved.
+
+    Args:
+        task: what is trained.
+        averaged: the module whose moving average is kept.
+        engine: where and how it is computed.
+        optimization: how the optimizers step.
+        ema_decay: of the average.
+        flip_seed: of mirroring half of the images; None mirrors none.
+        accumulate: micro-batches a step.
+    """
 
     def __init__(
         self,
@@ -99,59 +118,108 @@ class Trainer:
         *,
         ema_decay: float,
         flip_seed: int | None,
+        accumulate: int = 1,
     ) -> None:
-        self.task, self.engine, self.optimization = task.to(engine.device), engine, optimization
-        self.flip_seed = flip_seed
+        self.task, self.engine = task.to(engine.device, engine.weights_dtype), engine
+        self.optimization, self.flip_seed, self.accumulate = optimization, flip_seed, accumulate
         o = optimization
+        self._trained = {phase: task.trained(phase) for phase in task.phases}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            phase: torch.optim.AdamW(
-                task.trained(phase), lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, fused=True
-            )
-            for phase in task.phases
+            phase: torch.optim.AdamW(parameters, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, fused=True)
+            for phase, parameters in self._trained.items()
         }
-        self._run, self._prepared = engine.prepare(task, self.optimizers)
+        self._prepared = {
+            phase: engine.prepare(_Phase(task, phase, self._trained[phase]), optimizer)
+            for phase, optimizer in self.optimizers.items()
+        }
+        self._norms = {phase: RunningNorm() for phase in task.phases}
         self.ema = EMA(averaged, ema_decay)
 
     def fit(self, batches: Iterable[Batch], start: int = 0) -> Iterator[Record]:
         """Trains from the step after `start` to the last, yielding a record a step."""
-        for step, batch in zip(range(start + 1, self.optimization.steps + 1), batches, strict=False):
-            image, number = self._inputs(batch)
-            lr = self.optimization.lr_at(step)
-            logs: dict[str, Tensor] = {}
-            self.task.train()
-            for phase in self.task.phases:
-                logs |= self._step(phase, image, number, lr)
+        source = iter(batches)
+        for step in range(start + 1, self.optimization.steps + 1):
+            micro = list(islice(source, self.accumulate))
+            if len(micro) < self.accumulate:
+                return
+            yield self._step(step, micro)
+
+    def _step(self, step: int, micro: list[Batch]) -> Record:
+        inputs = [self._inputs(batch) for batch in micro]
+        lr = self.optimization.lr_at(step)
+        self.task.train()
+        logs: dict[str, Tensor] = {}
+        skipped = None
+        phases = self.task.begin(step)
+        for phase in phases:
+            logs |= self._gradient(phase, inputs)
+            skipped = skipped or self._fault(phase, float(logs[f"{phase}_grad_norm"]))
+        for phase in phases:
+            # The scaler of fp16 also takes its lesson from gradients that overflowed, and then steps by itself.
+            if skipped is None or self.engine.scaler is not None:
+                self._update(phase, lr)
+        if skipped is None:
+            for phase in phases:
+                self._norms[phase].add(float(logs[f"{phase}_grad_norm"]))
             self.task.after_step(step)
             self.ema.update()
-            yield Record(step, batch, logs, lr)
+        return Record(step, micro, logs, lr, skipped)
 
-    def _step(self, phase: str, image: Tensor, number: Tensor, lr: float) -> dict[str, Tensor]:
-        optimizer = self._prepared[phase]
+    def _gradient(self, phase: str, inputs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """Computes and clips a phase's gradient; what the phase logs, as means over the micro-batches."""
+        run, optimizer = self._prepared[phase]
+        optimizer.zero_grad(set_to_none=True)
+        for other, parameters in self._trained.items():
+            for parameter in parameters:
+                parameter.requires_grad_(other == phase)
+        found: list[dict[str, Tensor]] = []
+        for i, (image, number) in enumerate(inputs):
+            with self.engine.gathering(run, last=i == len(inputs) - 1):
+                loss, logs = run(image, number)
+                self.engine.backward(loss / len(inputs))
+            found.append(logs)
+        norm = self.engine.clip(self._trained[phase], self.optimization.clip_norm)
+        means = {name: torch.stack([logs[name] for logs in found]).mean() for name in found[0]}
+        return {**means, f"{phase}_grad_norm": norm.detach()}
+
+    def _fault(self, phase: str, norm: float) -> str | None:
+        """What is wrong with a gradient of this norm, the same in every process."""
+        if not math.isfinite(norm):
+            return f"the gradient of '{phase}' is NaN or infinite"
+        usual, limit = self._norms[phase].mean, self.optimization.spike
+        if limit is not None and self._norms[phase].known and norm > limit * usual:
+            return f"the gradient of '{phase}' has the norm {norm:.3g}, {norm / usual:.0f} times its average"
+        return None
+
+    def _update(self, phase: str, lr: float) -> None:
+        optimizer = self._prepared[phase][1]
         for group in optimizer.param_groups:
             group["lr"] = lr
-        optimizer.zero_grad(set_to_none=True)
-        loss, logs = self._run(phase, image, number)
-        self.engine.backward(loss)
-        norm = self.engine.clip(self.task.trained(phase), self.optimization.clip_norm)
         optimizer.step()
-        return {**logs, f"{phase}_grad_norm": norm.detach()}
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         device = self.engine.device
         number = batch.number.to(device, non_blocking=True)
-        image = to_float(batch.image.to(device, non_blocking=True))
+        image = batch.image.to(device, non_blocking=True)
+        image = (to_float(image) if image.dtype == torch.uint8 else image).to(self.engine.weights_dtype)
         if self.flip_seed is not None:
             flipped = rng.coin(self.flip_seed, rng.STREAM_FLIP, number)
             image = torch.where(flipped[:, None, None, None], image.flip(3), image)
         return image, number
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What resuming needs beside the model's weights: optimizers' moments, by phase, parameter and name."""
+        """What resuming needs beside the model's weights: the optimizers' moments, by phase, parameter and name; the
+        task's own state; the gradients' usual norms; the scaler of fp16."""
         tensors = {}
         for phase, optimizer in self.optimizers.items():
             for index, values in optimizer.state_dict()["state"].items():
                 for name, value in values.items():
                     tensors[f"{phase}.{index}.{name}"] = torch.as_tensor(value)
+            tensors[f"{phase}.norm"] = self._norms[phase].state()
+        tensors |= {f"task.{name}": value for name, value in self.task.state().items()}
+        if self.engine.scaler is not None:
+            scaler = self.engine.scaler.state_dict()
+            tensors |= {f"scaler.{name}": torch.tensor(float(value)) for name, value in scaler.items()}
         return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
@@ -159,12 +227,63 @@ class Trainer:
         for phase, optimizer in self.optimizers.items():
             state = optimizer.state_dict()
             state["state"] = {}
-            for index, parameter in enumerate(self.task.trained(phase)):
-                prefix = f"{phase}.{index}."
-                found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            for index, parameter in enumerate(self._trained[phase]):
+                found = _below(f"{phase}.{index}.", tensors)
                 if found:
                     state["state"][index] = {k: _laid_out_like(parameter, v) for k, v in found.items()}
             optimizer.load_state_dict(state)
+            self._norms[phase].load(tensors[f"{phase}.norm"])
+        self.task.load_state(_below("task.", tensors))
+        if self.engine.scaler is not None:
+            now = self.engine.scaler.state_dict()
+            stored = _below("scaler.", tensors)
+            self.engine.scaler.load_state_dict({k: type(now[k])(float(v)) for k, v in stored.items()})
+
+
+class _Phase(nn.Module):
+    """What accelerate wraps: a task's phase, whose parameters are those that the phase trains and no others."""
+
+    def __init__(self, task: Task, phase: str, trained: list[nn.Parameter]) -> None:
+        super().__init__()
+        self.trained = nn.ParameterList(trained)
+        self._run = (task, phase)  # in a tuple, so that the task's other parameters do not become this module's
+
+    def forward(self, image: Tensor, number: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        task, phase = self._run
+        return task(phase, image, number)
+
+
+class RunningNorm:
+    """A running average of gradient norms, over about the last hundred steps."""
+
+    DECAY = 0.99
+    NEEDED = 100
+    """So many norms make an average that others can be held against."""
+
+    def __init__(self) -> None:
+        self.count, self._sum = 0, 0.0
+
+    @property
+    def known(self) -> bool:
+        return self.count >= self.NEEDED
+
+    @property
+    def mean(self) -> float:
+        return self._sum / (1 - self.DECAY**self.count) if self.count else 0.0
+
+    def add(self, norm: float) -> None:
+        self.count += 1
+        self._sum = self.DECAY * self._sum + (1 - self.DECAY) * norm
+
+    def state(self) -> Tensor:
+        return torch.tensor([self.count, self._sum], dtype=torch.float64)
+
+    def load(self, state: Tensor) -> None:
+        self.count, self._sum = int(state[0]), float(state[1])
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The checkpoints of a training run: folders that appear whole or not at all."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -8,8 +9,10 @@ from pathlib import Path
 MODEL = "model.safetensors"
 """The file of a checkpoint that holds the model."""
 
-KEPT = 2
-"""So many checkpoints stay: the newest, and one before it should a disk damage that."""
+SUMS = "SHA256SUMS"
+"""The file with the hashes of the others, as `sha256sum --check` reads it."""
+BEST = "best"
+"""A link to the checkpoint that was best by some figure."""
 
 
 class Checkpoints:
@@ -17,10 +20,11 @@ class Checkpoints:
 
     Args:
         run: the run's folder; it need not exist.
+        keep: so many stay, the newest ones; a run keeps two at least, should a disk damage the newest.
     """
 
-    def __init__(self, run: Path) -> None:
-        self.folder = run / "checkpoints"
+    def __init__(self, run: Path, keep: int = 2) -> None:
+        self.folder, self.keep = run / "checkpoints", keep
 
     def newest(self) -> Path | None:
         """The newest checkpoint's folder."""
@@ -44,15 +48,69 @@ class Checkpoints:
         temporary.mkdir()
         try:
             write(temporary)
+            _write_sums(temporary)
             _sync(temporary)
             temporary.rename(final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         _sync(self.folder)
-        for old in self.whole()[:-KEPT]:
-            shutil.rmtree(old)
+        best = self.best()
+        for old in self.whole()[: -self.keep]:
+            if old != best:
+                shutil.rmtree(old)
         return final
+
+    def best(self) -> Path | None:
+        """The checkpoint that was marked as the best."""
+        link = self.folder / BEST
+        return self.folder / os.readlink(link) if link.is_symlink() else None
+
+    def mark_best(self, checkpoint: Path) -> None:
+        """Makes `checkpoints/best` a link to a checkpoint, which then stays until another one is better."""
+        before = self.best()
+        link = self.folder / f".{BEST}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(checkpoint.name)
+        link.replace(self.folder / BEST)
+        if before and before != checkpoint and before.exists() and before not in self.whole()[-self.keep :]:
+            shutil.rmtree(before)
+
+    def set_aside(self, checkpoint: Path) -> Path:
+        """Renames a damaged checkpoint, so that nothing takes it for one; its new path."""
+        aside = self.folder / f"damaged-{checkpoint.name}"
+        if aside.exists():
+            shutil.rmtree(aside)
+        return checkpoint.rename(aside)
+
+
+def check(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files by their hashes: a sentence that names the file; None if all is well."""
+    try:
+        lines = (checkpoint / SUMS).read_text().splitlines()
+    except OSError as error:
+        return f"{checkpoint / SUMS} cannot be read ({error.strerror})"
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        try:
+            if _sha256(checkpoint / name) != digest:
+                return f"{checkpoint / name} is not what was saved: its hash differs"
+        except OSError as error:
+            return f"{checkpoint / name} cannot be read ({error.strerror})"
+    return None if lines else f"{checkpoint / SUMS} is empty"
+
+
+def _write_sums(folder: Path) -> None:
+    lines = [f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    with (folder / SUMS).open("w") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(folder: Path) -> None:

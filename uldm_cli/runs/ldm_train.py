@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from uldm_cli import console
 from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.runs.checkpoints import MODEL
+from uldm_cli.runs.metrics import Line
 from uldm_cli.runs.models import load_autoencoder, load_backbone, model_config, newest_autoencoder, resolve
 from uldm_cli.runs.outdir import OUTPUTS, default_outdir
-from uldm_cli.runs.train import Plan, Preview, Result, count_parameters, make_plan, open_images, train
-from uldm_cli.runs.train import preview as make_preview
+from uldm_cli.runs.preview import Preview
+from uldm_cli.runs.preview import preview as make_preview
+from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, make_plan, open_images, train
 from uldm_cli.runs.vqvae_train import squeezed
 from uldm_cli.specs.diffusion_training import DiffusionTraining, data_of
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel
@@ -22,10 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
-    import torch
     from torch import Tensor
 
     from uldm_cli.core.data import ImageSet
+    from uldm_cli.core.engine import Engine
     from uldm_cli.core.latent import Autoencoder
 
 SHOWN = 16
@@ -123,8 +125,8 @@ class Measuring:
     """Of a latent."""
     seed: int
     """Of the training."""
-    device: "torch.device"
-    """Where the autoencoder is."""
+    engine: "Engine"
+    """Of the training; the autoencoder is on its device."""
     strict: bool
     """Whether to stop at a file that cannot be decoded."""
 
@@ -155,19 +157,22 @@ class Measuring:
         """Of the latents of so many images; what the first process finds counts in all of them."""
         import torch
 
-        from uldm_cli.core.collectives import from_first
         from uldm_cli.core.data import stream
         from uldm_cli.core.diffusing import training_latents
         from uldm_cli.core.training import to_float
 
-        latents = []
+        latents, device = [], self.engine.device
         with console.progress(count, "measuring the scale of the latents", "images") as progress:
             for batch in islice(stream(self.images, batch_size=64, seed=self.seed, strict=self.strict), count // 64):
-                image, number = to_float(batch.image.to(self.device)), batch.number.to(self.device)
-                found = training_latents(self.autoencoder, image, number, seed=self.seed, shape=self.shape)
+                image, number = batch.image.to(device), batch.number.to(device)
+                cached = image.is_floating_point()
+                image = image if cached else to_float(image)
+                found = training_latents(
+                    self.autoencoder, image, number, seed=self.seed, shape=self.shape, cached=cached
+                )
                 latents.append(found.cpu().double())
                 progress.advance(64)
-        deviation = from_first(float(torch.cat(latents).std()), self.device)
+        deviation: float = self.engine.from_main(float(torch.cat(latents).std()))
         if not (math.isfinite(deviation) and deviation > 0):
             what = f"the autoencoder's latents of {count} images have the standard deviation {deviation}"
             raise UldmError(what, "Train it on such images first")
@@ -183,19 +188,18 @@ class DiffusionJob:
         import torch
 
         from uldm_cli.core.diffusing import DiffusionTask
-        from uldm_cli.core.engine import Engine
         from uldm_cli.core.training import Trainer
 
         spec = plan.config
         assert spec.data is not None
         self.data = spec.data
         self.dataset = open_images(spec.data)
-        engine = Engine(spec.train.device, spec.train.precision)
+        engine = make_engine(plan)
         # A run goes on with the autoencoder that it began with, whatever the reference leads to now.
         source = str(plan.checkpoint / MODEL) if plan.checkpoint else spec.autoencoder
         autoencoder: Any = load_autoencoder(resolve(source, "autoencoder")).to(engine.device)
         autoencoder.to(memory_format=torch.channels_last)
-        self.config = self._model(plan, autoencoder, engine.device)
+        self.config = self._model(plan, autoencoder, engine)
         torch.manual_seed(spec.train.seed)
         self.model = self.config.build()
         self.model.autoencoder = autoencoder
@@ -213,11 +217,12 @@ class DiffusionJob:
             spec.optim.build(spec.train.steps),
             ema_decay=spec.train.ema_decay,
             flip_seed=spec.train.seed if spec.data.flip else None,
+            accumulate=spec.train.accumulate,
         )
         self.title = f"latent diffusion, {count_parameters(self.module):,} parameters, {engine.precision}"
 
     def _model(
-        self, plan: Plan[DiffusionTraining], autoencoder: "Autoencoder", device: "torch.device"
+        self, plan: Plan[DiffusionTraining], autoencoder: "Autoencoder", engine: "Engine"
     ) -> LatentDiffusionModel:
         """The model's config. A scale factor that is not given is measured, or read from where training goes on."""
         spec = plan.config
@@ -226,7 +231,7 @@ class DiffusionJob:
         held = model_config(resolve(spec.autoencoder, "autoencoder"), AutoencoderModel)
         held = held.model_copy(update={"image_size": self.dataset.size})
         measuring = Measuring(
-            autoencoder, self.dataset, held.latent_shape, spec.train.seed, device, strict=self.data.strict
+            autoencoder, self.dataset, held.latent_shape, spec.train.seed, engine, strict=self.data.strict
         )
         scale = spec.scale_factor
         if scale is None:
@@ -251,17 +256,14 @@ class DiffusionJob:
     def untrained(self) -> "Mapping[str, Mapping[str, Tensor]]":
         return {"autoencoder": self.model.autoencoder.state_dict()}
 
-    def state(self) -> "dict[str, Tensor]":
-        return {}
-
-    def load_state(self, state: "dict[str, Tensor]") -> None:
-        pass
-
     def epoch_logs(self) -> dict[str, float]:
         return {}
 
     def start_epoch(self) -> None:
         pass
+
+    def warnings(self, line: Line) -> list[str]:
+        return []
 
     def picture(self) -> "tuple[str, np.ndarray]":
         """Samples of the averaged weights, from the same noise each time."""

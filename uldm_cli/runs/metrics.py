@@ -21,32 +21,57 @@ that `counted_epoch` numbers, from 1. That is the last whole epoch; in the first
 
 
 class Means:
-    """Means of what the steps since the last line logged."""
+    """Means of what the steps since the last line logged; not every step logs every figure."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         """Begins anew."""
-        self.count = 0
+        self.counts: dict[str, int] = {}
         self._sums: dict[str, Tensor] = {}
 
     def add(self, logs: "Mapping[str, Tensor]") -> None:
         """Takes a step's scalars. They are summed on the device: to read them here would wait for every step."""
-        self._sums = {name: self._sums[name] + value if self.count else value for name, value in logs.items()}
-        self.count += 1
+        for name, value in logs.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def read(self) -> Line:
-        """The means; waits for the device."""
-        return {name: float(total) / self.count for name, total in self._sums.items()}
+        """The means, over all processes too, each of which must call this; waits for the device."""
+        if not self._sums:
+            return {}
+        import torch
+
+        from uldm_cli.core import collectives
+
+        sums = collectives.mean(torch.stack([value.float() for value in self._sums.values()])).tolist()
+        return {name: total / self.counts[name] for name, total in zip(self._sums, sums, strict=True)}
 
     def state(self) -> "dict[str, Tensor]":
-        """The sums; `count` belongs to them. Copies: after one step, figures may still be one and the same tensor."""
-        return {name: total.clone() for name, total in self._sums.items()}
+        """The sums, of several processes their mean, which each of them can go on from; `counts` belongs to them.
 
-    def load_state(self, sums: "dict[str, Tensor]", count: int) -> None:
+        Copies: after one step, figures may still be one and the same tensor.
+        """
+        from uldm_cli.core import collectives
+
+        return {name: collectives.mean(total).clone() for name, total in self._sums.items()}
+
+    def load_state(self, sums: "Mapping[str, Tensor]", counts: Mapping[str, int]) -> None:
         """The inverse of `state`."""
-        self._sums, self.count = sums, count
+        self.counts = dict(counts)
+        self._sums = {name: sums[name] for name in counts}
+
+
+HIGHER_IS_BETTER = frozenset({"psnr", "perplexity", "entropy", "usage"})
+"""Figures of which more is better; of all others less."""
+
+
+def is_better(name: str, value: float, than: float | None) -> bool:
+    """Whether a figure of this name improved."""
+    if than is None:
+        return math.isfinite(value)
+    return value > than if name in HIGHER_IS_BETTER else value < than
 
 
 def not_finite(line: Line) -> list[str]:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as wishes that the work in hand can be ended in order."""
+"""Ctrl-C and SIGTERM as wishes that the work in hand can be ended in order, and SIGUSR1 as one to save."""
 
 import signal
 import time
@@ -12,9 +12,11 @@ BURST = 1.0
 
 @dataclass
 class Stop:
-    """Whether somebody asked to stop, and when first, in seconds of the monotonic clock."""
+    """Whether somebody asked to stop, and when first, in seconds of the monotonic clock; or asked to save."""
 
     asked: float | None = None
+    save: bool = False
+    """SIGUSR1 came; whoever saves sets it back."""
 
     @property
     def requested(self) -> bool:
@@ -24,6 +26,7 @@ class Stop:
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
     """Inside, Ctrl-C and SIGTERM only ask to stop; a second one, later, raises KeyboardInterrupt at once.
+    SIGUSR1 asks to save, where the system has such a signal.
 
     One wish often arrives as two signals: `timeout` and torchrun send SIGTERM to the process and then to its group.
     So what follows within BURST seconds is no second wish, which would lose what is about to be saved.
@@ -37,7 +40,12 @@ def stop_on_signals() -> Iterator[Stop]:
         elif now - stop.asked > BURST:
             raise KeyboardInterrupt
 
+    def ask_to_save(number: int, frame: object) -> None:
+        stop.save = True
+
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    if hasattr(signal, "SIGUSR1"):
+        before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, ask_to_save)
     try:
         yield stop
     finally:

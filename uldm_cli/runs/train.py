@@ -1,12 +1,13 @@
 """Training on disk: the run's folder, resuming, metrics, pictures, checkpoints. What is trained is a `Job`.
 
-A run's folder holds `train.yaml` (the resolved config), `metrics.jsonl`, `checkpoints/` and `pictures/`.
+A run's folder holds `train.yaml` (the resolved config), `metrics.jsonl`, `checkpoints/` and `pictures/`. Of several
+processes all compute, and the main one writes.
 """
 
-import json
+import os
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,14 +15,12 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from uldm_cli import console
 from uldm_cli.errors import ConfigError, UldmError
-from uldm_cli.formats.checkpoint import KINDS, Header
-from uldm_cli.formats.native import load_into, load_tensors, read_header, save
-from uldm_cli.formats.tensors import write_safetensors
-from uldm_cli.runs.checkpoints import MODEL, Checkpoints
+from uldm_cli.runs.checkpoints import Checkpoints
 from uldm_cli.runs.files import writable_folder, write_png
-from uldm_cli.runs.metrics import Line, Means, append_line, forget_after, not_finite, read_lines
+from uldm_cli.runs.metrics import Line, append_line, forget_after, is_better, not_finite, read_lines
 from uldm_cli.runs.outdir import choose_outdir, write_record
-from uldm_cli.runs.signals import stop_on_signals
+from uldm_cli.runs.saving import Progress, find_checkpoint, restore_run, save_run
+from uldm_cli.runs.signals import Stop, stop_on_signals
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.diffusion_training import DiffusionTraining
 
@@ -32,17 +31,18 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from uldm_cli.core.data import Batch, ImageSet
+    from uldm_cli.core.engine import Engine
     from uldm_cli.core.training import Record, Trainer
     from uldm_cli.specs.datasets import Dataset
     from uldm_cli.specs.models import Model
-    from uldm_cli.specs.training import Train
+    from uldm_cli.specs.training import Optim, Train
 
 RECORD = "train.yaml"
 METRICS = "metrics.jsonl"
-STATE = "state.safetensors"
-STATE_KEY = "uldm-state"
 NAMED = 10
 """So many skipped images are named; the others are counted."""
+IDLE = 0.2
+"""Share of the time from which on it is worth saying that the network waits for images."""
 
 C = TypeVar("C", bound=AutoencoderTraining | DiffusionTraining)
 
@@ -66,17 +66,14 @@ class Job(Protocol):
     def untrained(self) -> "Mapping[str, Mapping[str, Tensor]]":
         """The checkpoint's parts that training leaves as they are: a state dict a part."""
 
-    def state(self) -> "dict[str, Tensor]":
-        """What resuming needs beside weights, average and optimizers."""
-
-    def load_state(self, state: "dict[str, Tensor]") -> None:
-        """The inverse of `state`."""
-
     def epoch_logs(self) -> dict[str, float]:
         """Figures gathered since the epoch began."""
 
     def start_epoch(self) -> None:
         """Called when an epoch begins."""
+
+    def warnings(self, line: Line) -> list[str]:
+        """What a line of metrics gives cause to say; each is said once."""
 
     def picture(self) -> "tuple[str, np.ndarray]":
         """What the averaged weights make now: the picture's name, and uint8 `[H, W]` or `[H, W, 3]`."""
@@ -92,28 +89,25 @@ class Plan(Generic[C]):
     """Where it goes on from."""
     start: int
     """Steps that are done."""
+    damaged: tuple[Path, ...] = ()
+    """Newer checkpoints that cannot be used."""
 
     @property
     def train(self) -> "Train":
         return self.config.train
 
     @property
+    def optim(self) -> "Optim":
+        return self.config.optim
+
+    @property
     def finished(self) -> bool:
         return self.start >= self.train.steps
 
-
-@dataclass(frozen=True)
-class Preview:
-    """What a run would do."""
-
-    plan: Plan[Any]
-    title: str
-    device: str
-    parameters: int
-    images: int
-    skipped: int
-    details: dict[str, str]
-    """What else there is to know, by name."""
+    @property
+    def micro_batch(self) -> int:
+        """Images that a process computes at a time."""
+        return self.train.batch_size // (processes() * self.train.accumulate)
 
 
 @dataclass(frozen=True)
@@ -131,21 +125,47 @@ class Result:
     seconds: float
 
 
+def processes() -> int:
+    """How many processes the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def make_plan(config: C, outdir: Path | None, default: Path, *, resume: bool) -> Plan[C]:
     """Chooses the run's folder, and the checkpoint it goes on from, if there is one. Writes nothing.
 
     Raises:
-        ConfigError: the folder holds a run of another config; or a damaged checkpoint; or `resume`, and no such run.
+        ConfigError: the batch cannot be shared out; the folder holds a run of another config, or no whole checkpoint;
+            or `resume`, and no such run.
     """
+    _check_shares(config.train)
     folder = choose_outdir(outdir, default, RECORD, config)
     begun = (folder / RECORD).exists()
-    newest = Checkpoints(folder).newest()
     if resume and not begun:
         raise ConfigError(f"--resume: there is no run of this config in {folder}", "Leave --resume out to start one")
-    if newest and not begun:
+    checkpoints = Checkpoints(folder)
+    if not begun and checkpoints.newest():
         what = f"{folder} holds checkpoints, but no {RECORD} that says what they are of"
         raise ConfigError(what, "Give another --outdir, or remove this one")
-    return Plan(config, folder, newest, _steps_done(newest) if newest else 0)
+    found = find_checkpoint(checkpoints)
+    return Plan(config, folder, found.checkpoint, found.step, found.damaged)
+
+
+def _check_shares(train: "Train") -> None:
+    """The same samples whatever the number of processes: so each must have as many of them."""
+    shares = processes() * train.accumulate
+    if train.batch_size % shares:
+        of = f"{processes()} processes with {train.accumulate} micro-batches each"
+        below = train.batch_size // shares * shares
+        near = f"{below} or {below + shares}" if below else str(shares)
+        raise ConfigError(f"train.batch_size {train.batch_size} cannot be shared out among {of}", f"Take {near}")
+
+
+def make_engine(plan: Plan[Any]) -> "Engine":
+    """What a run computes with. With several processes, they meet here."""
+    from uldm_cli.core.engine import Engine
+
+    train = plan.train
+    return Engine(train.device, train.precision, trackers=train.trackers, folder=plan.folder)
 
 
 def open_images(data: "Dataset") -> "ImageSet":
@@ -158,24 +178,6 @@ def open_images(data: "Dataset") -> "ImageSet":
             hint = f"{e.hint}{'' if e.hint.endswith('?') else '.'} {hint}"
         raise ConfigError(e.message, hint) from e
     return images
-
-
-def preview(plan: Plan[Any], what: str, module: "nn.Module", details: dict[str, str]) -> Preview:
-    """What a run would do, for `--dry-run`. `module` is what it would train, and may be without memory ("meta")."""
-    from uldm_cli.core.device import pick_device, pick_dtype
-
-    images = open_images(plan.config.data)
-    device = pick_device(plan.train.device)
-    precision = str(pick_dtype(plan.train.precision, device)).removeprefix("torch.")
-    return Preview(
-        plan,
-        what,
-        f"{device}, {precision}",
-        count_parameters(module),
-        len(images),
-        len(images.skipped),
-        details,
-    )
 
 
 def count_parameters(module: "nn.Module") -> int:
@@ -205,18 +207,20 @@ class _Run:
     """What happens between the records of one run."""
 
     def __init__(self, plan: Plan[Any], job: Job) -> None:
-        self.plan, self.job = plan, job
-        self.checkpoints = Checkpoints(plan.folder)
+        self.plan, self.job, self.engine = plan, job, job.trainer.engine
+        self.checkpoints = Checkpoints(plan.folder, plan.train.keep)
         self.metrics = plan.folder / METRICS
         self.display: console.Training | None = None
         self.skipped: set[str] = set()
-        self._means = Means()
+        self._told: set[str] = set()
+        self._due = self._improved = False
+        self._waited = 0.0
         self._logged, self._since = plan.start, time.perf_counter()
-        self._epoch: dict[str, float] = {}
-        """The figures of the last whole epoch, if there has been one."""
-        if plan.checkpoint:
-            with _damage_named(plan.checkpoint):
-                self._restore(plan.checkpoint)
+        starts = self.engine.from_main(plan.start)
+        if starts != plan.start:
+            what = f"the main process found step {starts} in {plan.folder}, and another one step {plan.start}"
+            raise UldmError(what, "The run's folder must lie where all processes see it")
+        self.progress = restore_run(plan.checkpoint, job) if plan.checkpoint else Progress()
 
     def go(self) -> None:
         """Trains from where the plan starts to the end."""
@@ -226,18 +230,21 @@ class _Run:
             batches = stack.enter_context(closing(self._batches()))
             self._name_skipped(self.job.dataset.skipped)
             first = next(batches)  # images that cannot be read are found before anything is written
-            self._begin()
+            if self.engine.main:
+                self._begin()
+            self.engine.begin_tracking("tracked", _flat(plan.config.model_dump(mode="json")))
+            stack.callback(self.engine.end_tracking)
             self.display = stack.enter_context(console.training(plan.train.steps, plan.start, self.job.title))
-            self._logged, self._since = plan.start, time.perf_counter()
+            self._logged, self._since, self._waited = plan.start, time.perf_counter(), 0.0
             self._seed(plan.start + 1)
             for record in self.job.trainer.fit(chain([first], batches), plan.start):
-                self._after(record)
-                if stop.requested and record.step < plan.train.steps:
-                    self._stop(record.step)
+                self._after(record, stop)
                 self._seed(record.step + 1)
 
     def _begin(self) -> None:
         folder = self.plan.folder
+        for checkpoint in self.plan.damaged:
+            console.note(f"{checkpoint} is now {self.checkpoints.set_aside(checkpoint).name}")
         if not (folder / RECORD).exists():
             write_record(folder, RECORD, self.plan.config)
         elif self.plan.start:
@@ -250,15 +257,22 @@ class _Run:
         from uldm_cli.core.data import stream
 
         train = self.plan.train
-        yield from stream(
+        source = stream(
             self.job.dataset,
-            batch_size=train.batch_size,
+            batch_size=self.plan.micro_batch,
             seed=train.seed,
             start=self.plan.start * train.batch_size,
+            rank=self.engine.rank,
+            world=self.engine.world,
             workers=train.workers,
             strict=self.job.data.strict,
-            pin_memory=self.job.trainer.engine.device.type == "cuda",
+            pin_memory=self.engine.device.type == "cuda",
         )
+        while True:
+            asked = time.perf_counter()
+            batch = next(source)
+            self._waited += time.perf_counter() - asked
+            yield batch
 
     def _seed(self, step: int) -> None:
         """Dropout draws from the global generator: seeded a step, it draws the same in a run that was resumed."""
@@ -266,55 +280,117 @@ class _Run:
 
         from uldm_cli.core import rng
 
-        torch.manual_seed(int(rng.integers(self.plan.train.seed, 0, torch.tensor([step]), 2**32)))
+        number = torch.tensor([step * self.engine.world + self.engine.rank])
+        torch.manual_seed(int(rng.integers(self.plan.train.seed, 0, number, 2**32)))
 
-    def _after(self, record: "Record") -> None:
+    def _after(self, record: "Record", stop: Stop) -> None:
         train, step = self.plan.train, record.step
-        self._means.add(record.logs)
-        self._name_skipped(record.batch.skipped)
-        self._end_epoch(step)
         last = step == train.steps
-        log, picture, checkpoint = (
-            last or step % every == 0 for every in (train.log_every, train.picture_every, train.save_every)
-        )
-        if log or picture or checkpoint:
-            means = self._good_means(step)
+        self._take(record, last)
+        self._end_epoch(step)
+        stopping, asked = self.engine.any(stop.requested and not last, stop.save)
+        stop.save = False
+        self._due |= last or stopping or asked or step % train.save_every == 0
+        # After a skipped step the weights may be spoilt already: they must not push out a good checkpoint.
+        sound = record.skipped is None
+        log, picture = last or step % train.log_every == 0, sound and (last or step % train.picture_every == 0)
+        save = sound and self._due
+        means = self._good_means(step) if log or picture or save else {}
+        if save:
+            self._mind_best(means)
         if log:
             self._log(record, means)
-        if picture:
+        if picture and self.engine.main:
             name, pixels = self.job.picture()
             write_png(writable_folder(self.plan.folder / "pictures") / f"{name}_{step:07}.png", pixels)
-        if checkpoint:
+        if save:
             self._save(step)
+        if stopping:
+            console.note(f"saved step {step}; the same command goes on from there" if save else self._kept())
+            raise KeyboardInterrupt
+
+    def _take(self, record: "Record", last: bool) -> None:
+        """Counts what a step did, or that it was skipped."""
+        for batch in record.batches:
+            self._name_skipped(batch.skipped)
+        progress = self.progress
+        if record.skipped is None:
+            progress.means.add(record.logs)
+            progress.in_a_row = 0
+            return
+        progress.skipped_steps += 1
+        progress.in_a_row += 1
+        count = f"{progress.skipped_steps} so far"
+        console.warn(f"step {record.step} changed nothing: {record.skipped} ({count})")
+        if last or progress.in_a_row >= self.plan.optim.max_skipped:
+            what = f"{progress.in_a_row} steps in a row were skipped, the last, {record.step}: {record.skipped}"
+            raise UldmError(f"{what}; {self._kept()}", self._advice())
 
     def _log(self, record: "Record", means: Line) -> None:
-        rate = (record.step - self._logged) * self.plan.train.batch_size / (time.perf_counter() - self._since)
-        self._means.clear()
-        self._logged, self._since = record.step, time.perf_counter()
+        elapsed = time.perf_counter() - self._since
+        rate = (record.step - self._logged) * self.plan.train.batch_size / elapsed
+        waiting = min(self._waited / elapsed, 1.0)
+        self.progress.means.clear()
+        self._logged, self._since, self._waited = record.step, time.perf_counter(), 0.0
         epoch = self._epochs(record.step)
-        counted = self._epoch or self.job.epoch_logs()
+        counted = self.progress.epoch or self.job.epoch_logs()
         line = {"step": record.step, "epoch": epoch, **means, **counted}
         if counted:  # the figures over an epoch are those of the last whole one, in the first epoch those so far
             line["counted_epoch"] = max(int(epoch), 1)
-        append_line(self.metrics, line | {"lr": record.lr, "images_per_second": round(rate, 1)})
+        if self.progress.skipped_steps:
+            line["skipped_steps"] = self.progress.skipped_steps
+        line |= {"lr": record.lr, "images_per_second": round(rate, 1), "data_wait": round(waiting, 3)}
+        if self.engine.main:
+            append_line(self.metrics, line)
+        self.engine.track(line, record.step)
+        for said in self.job.warnings(line):
+            self._tell_once(said)
+        self._mind_waiting(waiting, rate)
         if self.display:
             self.display.update(record.step, means | counted, rate)
+
+    def _mind_waiting(self, share: float, rate: float) -> None:
+        if share > IDLE and self._logged > self.plan.start + self.plan.train.log_every:
+            wait = f"the network waited for images {share:.0%} of the time, at {rate:.0f} images/s"
+            more = f"more train.workers (now {self.plan.train.workers}), smaller files or a cache of latents would help"
+            self._tell_once(f"{wait}: {more}", "waiting")
+
+    def _tell_once(self, text: str, key: str | None = None) -> None:
+        if (key or text) not in self._told:
+            self._told.add(key or text)
+            console.warn(text)
+
+    def _mind_best(self, means: Line) -> None:
+        """Remembers whether this step is the best so far; `_save` marks it then."""
+        name = self.plan.train.best
+        self._improved = False
+        if name is None:
+            return
+        figures = {**(self.progress.epoch or self.job.epoch_logs()), **means}
+        if name not in figures:
+            raise ConfigError(f"train.best={name}: there is no such figure", f"There are: {', '.join(sorted(figures))}")
+        if is_better(name, figures[name], self.progress.best):
+            self.progress.best, self._improved = figures[name], True
 
     def _good_means(self, step: int) -> Line:
         """The means since the last line of metrics; an error where the training has gone wrong.
 
         It is asked before everything that is shown or saved: a spoilt checkpoint must not push out a good one.
         """
-        values = self._means.read()
+        values = self.progress.means.read()
         bad = not_finite(values)
         if bad:
-            newest = self.checkpoints.newest()
-            kept = f"the last good checkpoint is {newest}" if newest else "no checkpoint had been saved"
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-            wider = ", or train.precision=fp32" if self.job.trainer.engine.precision != "fp32" else ""
-            what = f"{bad[0]}{more} became NaN or infinite by step {step}; {kept}"
-            raise UldmError(what, f"Try a smaller optim.lr{wider}")
+            raise UldmError(f"{bad[0]}{more} became NaN or infinite by step {step}; {self._kept()}", self._advice())
         return values
+
+    def _kept(self) -> str:
+        newest = self.checkpoints.newest()
+        return f"the last good checkpoint is {newest}" if newest else "no checkpoint had been saved"
+
+    def _advice(self) -> str:
+        wider = ", or train.precision=fp32" if self.engine.precision in ("bf16", "fp16") else ""
+        return f"Try a smaller optim.lr{wider}"
 
     def _epochs(self, step: int) -> float:
         """How often the images have been through."""
@@ -323,7 +399,7 @@ class _Run:
     def _end_epoch(self, step: int) -> None:
         """Batches run across the borders of epochs: one that does counts for the epoch that it ends."""
         if int(self._epochs(step)) > int(self._epochs(step - 1)):
-            self._epoch = self.job.epoch_logs()
+            self.progress.epoch = self.job.epoch_logs()
             self.job.start_epoch()
 
     def _name_skipped(self, skipped: list[tuple[str, str]]) -> None:
@@ -336,88 +412,20 @@ class _Run:
             elif len(self.skipped) == NAMED + 1:
                 console.warn("more images are skipped; from here on they are only counted")
 
-    def _stop(self, step: int) -> None:
-        if step % self.plan.train.save_every:
-            self._good_means(step)
-            self._save(step)
-        console.note(f"saved step {step}; the same command goes on from there")
-        raise KeyboardInterrupt
-
     def _save(self, step: int) -> None:
-        """Saves the model and everything that resuming needs, together."""
-        job, trainer = self.job, self.job.trainer
-        header = Header(job.kind, job.config.model_dump(mode="json"), self.plan.config.model_dump(mode="json"), step)
-        parts = {KINDS[job.kind]: job.module.state_dict(), **job.untrained(), "ema": trainer.ema.state}
-        state = {f"optimizer.{name}": value for name, value in trainer.state_dict().items()}
-        state |= {f"job.{name}": value for name, value in job.state().items()}
-        state |= {f"means.{name}": value for name, value in self._means.state().items()}
-        said = {
-            "step": step,
-            "ema_updates": trainer.ema.updates,
-            "means_count": self._means.count,
-            "epoch": self._epoch,
-            "images": len(job.dataset),
-        }
-
-        def write(folder: Path) -> None:
-            save(folder / MODEL, header, parts)
-            write_safetensors(folder / STATE, state, {STATE_KEY: json.dumps(said)})
-
-        try:
-            self.checkpoints.save(step, write)
-        except (OSError, UldmError) as e:
-            hint = "What was saved before is whole: the same command goes on from there"
-            why = e.message if isinstance(e, UldmError) else e
-            raise UldmError(f"step {step} could not be saved: {why}", hint) from e
-
-    def _restore(self, checkpoint: Path) -> None:
-        """Puts everything back as it was when the checkpoint was saved."""
-        job, trainer = self.job, self.job.trainer
-        model, state = checkpoint / MODEL, checkpoint / STATE
-        said = _read_state(state)
-        load_into(job.module, model, "ema")
-        trainer.ema.load(job.module.state_dict(), said["ema_updates"])
-        load_into(job.module, model, KINDS[job.kind])
-        trainer.load_state_dict(load_tensors(state, "optimizer."))
-        job.load_state(load_tensors(state, "job."))
-        device = trainer.engine.device
-        sums = {name: value.to(device) for name, value in load_tensors(state, "means.").items()}
-        self._means.load_state(sums, said["means_count"])
-        self._epoch = said["epoch"]
-        now, then = len(job.dataset), said["images"]
-        if now != then:
-            console.warn(f"{checkpoint} was saved with {then} images, and there are {now} now: their order is another")
+        saved = save_run(self.checkpoints, self.job, self.plan.config, step, self.progress)
+        if saved and self._improved:
+            self.checkpoints.mark_best(saved)
+        self._due = False
+        self.engine.wait()
 
 
-def _steps_done(checkpoint: Path) -> int:
-    """The step that a checkpoint is of, after a look at what both its files say of themselves."""
-    with _damage_named(checkpoint):
-        step = read_header(checkpoint / MODEL).step
-        other = _read_state(checkpoint / STATE)["step"]
-        if other != step:
-            raise ConfigError(f"{checkpoint / STATE} is of step {other}, and {MODEL} beside it of step {step}")
-        return step
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    """What the state file beside a checkpoint says: step, updates of the average, figures of the epoch."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return dict(json.loads(file.metadata()[STATE_KEY]))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} is missing") from None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise ConfigError(f"{path} is damaged ({e})") from e
-
-
-@contextmanager
-def _damage_named(checkpoint: Path) -> Iterator[None]:
-    """Errors of reading a checkpoint say what to do, which is another thing than for a model that was fetched."""
-    try:
-        yield
-    except ConfigError as e:
-        whole = [path for path in checkpoint.parent.glob("step-*") if path.name < checkpoint.name]
-        before = max(whole).name if whole else "the beginning"
-        raise ConfigError(e.message, f"Remove {checkpoint} to go on from {before}") from e
+def _flat(tree: "Mapping[str, Any]", prefix: str = "") -> dict[str, Any]:
+    """A nested config as dotted names and plain values, which is all that trackers take."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return flat

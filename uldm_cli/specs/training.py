@@ -32,18 +32,23 @@ class Optim(Part):
     warmup_steps: NonNegativeInt = Field(100, description="Steps of linear warm-up.")
     decay: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
     clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient; greater ones are scaled down.")
+    spike: float | None = Field(
+        20.0, gt=1, description="Skip a step whose gradient's norm is so many times its average; null: never."
+    )
+    max_skipped: PositiveInt = Field(20, description="Stop when so many steps in a row were skipped (NaN, spikes).")
 
     def build(self, steps: int) -> "Optimization":
         from uldm_cli.core.training import Optimization
 
-        return Optimization(steps=steps, **self.model_dump())
+        return Optimization(steps=steps, **self.model_dump(exclude={"max_skipped"}))
 
 
 class Train(Part):
     """The training loop."""
 
     steps: PositiveInt = Field(description="Optimizer steps in all.")
-    batch_size: PositiveInt = Field(64, description="Images a step.")
+    batch_size: PositiveInt = Field(64, description="Images a step, over all processes and micro-batches.")
+    accumulate: PositiveInt = Field(1, description="Micro-batches that a step is computed in, to save memory.")
     seed: int = Field(
         0, ge=0, le=LARGEST_SEED, description="Of the start values, the data's order, noise and augmentation."
     )
@@ -51,8 +56,9 @@ class Train(Part):
     ema_profiles: tuple[Annotated[float, Field(ge=0.01, le=0.28)], ...] = Field(
         (), description="Widths (sigma_rel) of averages kept of every save, as 0.05,0.1: for `ema` to make others of."
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto computes in bfloat16 where the device does so natively; weights stay float32."
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
+        "auto",
+        description="auto: bfloat16 where the device computes it natively, with float32 weights. fp16 needs CUDA.",
     )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda, or cuda:1 and so on."
@@ -62,6 +68,13 @@ class Train(Part):
     log_every: PositiveInt = Field(50, description="Steps between two lines of metrics.")
     save_every: PositiveInt = Field(200, description="Steps between two checkpoints.")
     picture_every: PositiveInt = Field(500, description="Steps between two pictures.")
+    keep: int = Field(2, ge=2, description="So many checkpoints stay, the newest ones.")
+    best: str | None = Field(
+        None, min_length=1, description="Keep the checkpoint that is best by this figure of metrics.jsonl, too."
+    )
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="Where the figures go besides metrics.jsonl."
+    )
 
 
 def misfit(autoencoder: Autoencoder, data: Dataset) -> "PydanticCustomError | None":

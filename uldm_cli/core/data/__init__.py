@@ -2,11 +2,12 @@
 
 from uldm_cli.core.data.arrays import ArrayImages, read_idx, read_mosaic
 from uldm_cli.core.data.files import FileImages, open_images
-from uldm_cli.core.data.streams import Batch, ImageSet, sequential, stream
+from uldm_cli.core.data.streams import Batch, Draws, ImageSet, sequential, stream
 
 __all__ = [
     "ArrayImages",
     "Batch",
+    "Draws",
     "FileImages",
     "ImageSet",
     "open_images",

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from uldm_cli.core.data.streams import Draws
 from uldm_cli.core.images import decode_image, fit, to_tensor
 from uldm_cli.errors import ConfigError
 
@@ -48,7 +49,7 @@ class ArrayImages:
         images, labels = self.gather(torch.tensor([index]))
         return images[0], int(labels[0])
 
-    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def gather(self, indices: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
         """Images uint8 `[N, channels, size, size]` and labels int64 `[N]` of the given indices, int64 `[N]`."""
         images = self._images[indices]
         margin = self.size - images.shape[-1]

@@ -26,11 +26,30 @@ from uldm_cli.errors import UldmError, UsageError
 STRICT_HINT = "With data.strict=false such files are skipped"
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What the random choices for training samples are a function of: `core.rng` makes them of both fields.
+
+    Attributes:
+        seed: of the run.
+        numbers: int64 `[N]`, the sample numbers.
+    """
+
+    seed: int
+    numbers: Tensor
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
 class ImageSet(Protocol):
     """Square images of one size with labels. `dataset[i]` raises ImageError for a file that cannot be decoded.
 
-    A set that is held in memory may also have `gather(indices) -> (images, labels)`, which is then used, in the
-    process itself, instead of reading item by item in workers.
+    A set whose training images depend on chance (a random crop) also has `sample(index, draws)`, which is `dataset[i]`
+    for training; `draws` is of one sample, and the result depends on the index and it alone.
+
+    A set that is held in memory, or mapped into it, may also have `gather(indices, draws) -> (images, labels)`. It is
+    then used, in the process itself, instead of reading item by item in workers. `draws` is None in evaluation.
     """
 
     classes: tuple[str, ...]  # names of the labels 0, 1, ...; empty without classes
@@ -50,7 +69,7 @@ class Batch:
     """Some images.
 
     Attributes:
-        image: uint8 `[N, C, H, W]`.
+        image: uint8 `[N, C, H, W]`; of a set of cached latents, floating point.
         label: int64 `[N]`, -1 for none.
         number: int64 `[N]`, the sample numbers; of `sequential`, the indices.
         skipped: (name, reason) of each file that could not be decoded here.
@@ -81,6 +100,8 @@ def stream(
     batch_size: int,
     seed: int,
     start: int = 0,
+    rank: int = 0,
+    world: int = 1,
     workers: int = 0,
     strict: bool = False,
     pin_memory: bool = False,
@@ -88,13 +109,16 @@ def stream(
     """Endless shuffled batches; they run across the borders of epochs and are always full.
 
     A file that cannot be decoded is replaced by the next readable one in the set's own order, and named in the
-    batch's `skipped` whenever its turn comes.
+    batch's `skipped` whenever its turn comes. Several processes share the samples: the k-th batch of process `rank`
+    has the numbers from `start + (k * world + rank) * batch_size` on, so that together they see what one would.
 
     Args:
         dataset: what to read.
-        batch_size: samples a batch.
-        seed: of the permutations.
-        start: the first sample number; nothing before it is read.
+        batch_size: samples a batch, of this process.
+        seed: of the permutations, and of what is random about a sample.
+        start: the first sample number of all processes; nothing before it is read.
+        rank: this process's number, from 0.
+        world: processes that share the samples.
         workers: processes that read and decode; 0 reads in this one. They end when the iterator is closed.
         strict: stop at a file that cannot be decoded.
         pin_memory: for consumers on CUDA.
@@ -103,7 +127,7 @@ def stream(
         UsageError: strict, or no file of the set can be decoded.
     """
     reader = _ShuffledReader(dataset, seed, strict)
-    numbers = (range(first, first + batch_size) for first in count(start, batch_size))
+    numbers = (range(first, first + batch_size) for first in count(start + rank * batch_size, world * batch_size))
     yield from _load(reader, numbers, workers, pin_memory)
 
 
@@ -148,18 +172,19 @@ class _Reader(ABC):
     @abstractmethod
     def read(self, numbers: Sequence[int]) -> Batch: ...
 
-    def gather(self, indices: Sequence[int], numbers: Sequence[int]) -> Batch | None:
+    def gather(self, indices: Sequence[int], numbers: Sequence[int], draws: Draws | None = None) -> Batch | None:
         """All at once, where the set can do that."""
         gather = getattr(self.dataset, "gather", None)
         if gather is None:
             return None
-        images, labels = gather(_int64(indices))
+        images, labels = gather(_int64(indices), draws)
         return Batch(images, labels, _int64(numbers))
 
-    def item(self, index: int, skipped: list[tuple[str, str]]) -> tuple[Tensor, int] | None:
+    def item(self, index: int, skipped: list[tuple[str, str]], draws: Draws | None = None) -> tuple[Tensor, int] | None:
         """One sample; None, with a note in `skipped`, when it cannot be decoded."""
+        sample = getattr(self.dataset, "sample", None) if draws else None
         try:
-            return self.dataset[index]
+            return sample(index, draws) if sample else self.dataset[index]
         except ImageError as error:
             if self.strict:
                 raise UsageError(str(error), STRICT_HINT) from error
@@ -189,11 +214,13 @@ class _ShuffledReader(_Reader):
         self._order = torch.empty(0, dtype=torch.int64)
 
     def read(self, numbers: Sequence[int]) -> Batch:
-        indices = [self.index(number) for number in numbers]
-        if (in_memory := self.gather(indices, numbers)) is not None:
+        indices, draws = [self.index(number) for number in numbers], Draws(self.seed, _int64(numbers))
+        if (in_memory := self.gather(indices, numbers, draws)) is not None:
             return in_memory
         skipped: list[tuple[str, str]] = []
-        return self.batch([self.next_readable(index, skipped) for index in indices], numbers, skipped)
+        each = [Draws(self.seed, number[None]) for number in draws.numbers]
+        found = [self.next_readable(index, skipped, draw) for index, draw in zip(indices, each, strict=True)]
+        return self.batch(found, numbers, skipped)
 
     def index(self, number: int) -> int:
         epoch, place = divmod(number, len(self.dataset))
@@ -202,9 +229,9 @@ class _ShuffledReader(_Reader):
             self._epoch = epoch
         return int(self._order[place])
 
-    def next_readable(self, index: int, skipped: list[tuple[str, str]]) -> tuple[Tensor, int]:
+    def next_readable(self, index: int, skipped: list[tuple[str, str]], draws: Draws) -> tuple[Tensor, int]:
         for offset in range(len(self.dataset)):
-            if item := self.item((index + offset) % len(self.dataset), skipped):
+            if item := self.item((index + offset) % len(self.dataset), skipped, draws):
                 return item
         raise _nothing_readable(skipped)
 

@@ -1,0 +1,41 @@
+"""What a training run would do, for `--dry-run`: parameters, memory, steps, and where everything goes."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from uldm_cli.runs.train import Plan, count_parameters, open_images
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do."""
+
+    plan: Plan[Any]
+    title: str
+    device: str
+    parameters: int
+    images: int
+    skipped: int
+    details: dict[str, str]
+    """What else there is to know, by name."""
+
+
+def preview(plan: Plan[Any], what: str, module: "nn.Module", details: dict[str, str]) -> Preview:
+    """What a run would do, for `--dry-run`. `module` is what it would train, and may be without memory ("meta")."""
+    from uldm_cli.core.device import pick_device, pick_dtype
+
+    images = open_images(plan.config.data)
+    device = pick_device(plan.train.device)
+    precision = str(pick_dtype(plan.train.precision, device)).removeprefix("torch.")
+    return Preview(
+        plan,
+        what,
+        f"{device}, {precision}",
+        count_parameters(module),
+        len(images),
+        len(images.skipped),
+        details,
+    )

@@ -1,0 +1,152 @@
+"""What a training run keeps on disk, and how it goes on from it."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uldm_cli import console
+from uldm_cli.errors import ConfigError, UldmError
+from uldm_cli.formats.checkpoint import KINDS, Header
+from uldm_cli.formats.native import load_into, load_tensors, read_header, save
+from uldm_cli.formats.tensors import write_safetensors
+from uldm_cli.runs.checkpoints import MODEL, Checkpoints, check
+from uldm_cli.runs.metrics import Means
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from uldm_cli.runs.train import Job
+
+STATE = "state.safetensors"
+STATE_KEY = "uldm-state"
+
+
+@dataclass
+class Progress:
+    """What a run knows beside weights and optimizers; a checkpoint holds it, too."""
+
+    means: Means = field(default_factory=Means)
+    epoch: dict[str, float] = field(default_factory=dict)
+    """The figures of the last whole epoch, if there has been one."""
+    skipped_steps: int = 0
+    in_a_row: int = 0
+    """Steps skipped since the last one that was made."""
+    best: float | None = None
+    """The best value of the figure that `train.best` names."""
+
+
+def save_run(checkpoints: Checkpoints, job: "Job", config: "BaseModel", step: int, progress: Progress) -> Path | None:
+    """Saves the model and everything that resuming needs, together. Every process calls it, and the main one writes.
+
+    Raises:
+        UldmError: it could not be written; what was saved before is whole.
+    """
+    trainer = job.trainer
+    state = {f"optimizer.{name}": value for name, value in trainer.state_dict().items()}
+    state |= {f"means.{name}": value for name, value in progress.means.state().items()}
+    if not trainer.engine.main:
+        return None
+    header = Header(job.kind, job.config.model_dump(mode="json"), config.model_dump(mode="json"), step)
+    parts = {KINDS[job.kind]: job.module.state_dict(), **job.untrained(), "ema": trainer.ema.state}
+    said = {
+        "step": step,
+        "ema_updates": trainer.ema.updates,
+        "means_counts": progress.means.counts,
+        "epoch": progress.epoch,
+        "skipped_steps": progress.skipped_steps,
+        "in_a_row": progress.in_a_row,
+        "best": progress.best,
+        "images": len(job.dataset),
+    }
+
+    def write(folder: Path) -> None:
+        save(folder / MODEL, header, parts)
+        write_safetensors(folder / STATE, state, {STATE_KEY: json.dumps(said)})
+
+    try:
+        return checkpoints.save(step, write)
+    except (OSError, UldmError) as e:
+        hint = "What was saved before is whole: the same command goes on from there"
+        why = e.message if isinstance(e, UldmError) else e
+        raise UldmError(f"step {step} could not be saved: {why}", hint) from e
+
+
+def restore_run(checkpoint: Path, job: "Job") -> Progress:
+    """Puts everything back as it was when the checkpoint was saved."""
+    trainer = job.trainer
+    model, state = checkpoint / MODEL, checkpoint / STATE
+    said = read_state(state)
+    load_into(job.module, model, "ema")
+    trainer.ema.load(job.module.state_dict(), said["ema_updates"])
+    load_into(job.module, model, KINDS[job.kind])
+    trainer.load_state_dict(load_tensors(state, "optimizer."))
+    device = trainer.engine.device
+    means = Means()
+    sums = {name: value.to(device) for name, value in load_tensors(state, "means.").items()}
+    means.load_state(sums, said["means_counts"])
+    now, then = len(job.dataset), said["images"]
+    if now != then:
+        console.warn(f"{checkpoint} was saved with {then} images, and there are {now} now: their order is another")
+    return Progress(means, said["epoch"], said["skipped_steps"], said["in_a_row"], said["best"])
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What the state file beside a checkpoint says: step, updates of the average, figures of the epoch."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(json.loads(file.metadata()[STATE_KEY]))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing") from None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+        raise ConfigError(f"{path} is damaged ({e})") from e
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a run goes on from."""
+
+    checkpoint: Path | None
+    step: int
+    damaged: tuple[Path, ...] = ()
+    """Newer checkpoints that cannot be used."""
+
+
+def find_checkpoint(checkpoints: Checkpoints) -> Found:
+    """The newest checkpoint that is as it was saved; newer ones that are not are named in warnings.
+
+    Raises:
+        ConfigError: there are checkpoints, and none of them can be used.
+    """
+    faults: dict[Path, ConfigError] = {}
+    for checkpoint in reversed(checkpoints.whole()):
+        try:
+            step = steps_done(checkpoint)
+        except ConfigError as error:
+            faults[checkpoint] = error
+            continue
+        for damaged, fault in faults.items():
+            console.warn(f"{damaged} is damaged and not used: {fault.message}")
+        return Found(checkpoint, step, tuple(faults))
+    if faults:
+        message = next(iter(faults.values())).message
+        raise ConfigError(message, f"No checkpoint is whole: remove {checkpoints.folder} to start again")
+    return Found(None, 0)
+
+
+def steps_done(checkpoint: Path) -> int:
+    """The step that a checkpoint is of, after a look at its hashes and at what both its files say of themselves.
+
+    Raises:
+        ConfigError: a file of it is damaged or missing.
+    """
+    step = read_header(checkpoint / MODEL).step
+    other = read_state(checkpoint / STATE)["step"]
+    if other != step:
+        raise ConfigError(f"{checkpoint / STATE} is of step {other}, and {MODEL} beside it of step {step}")
+    fault = check(checkpoint)
+    if fault:
+        raise ConfigError(fault)
+    return step
