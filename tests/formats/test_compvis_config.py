@@ -461,6 +461,7 @@ def test_an_autoencoder_alone_is_described_for_its_own_images(tmp_path: Path) ->
     [
         ("autoencoder", {"kind": "vqvae"}, "autoencoder.kind is vqvae. The reference has vq and kl"),
         ("autoencoder.quantizer", {"kind": "ema"}, "autoencoder.quantizer.kind is ema. The reference has only nearest"),
+        ("autoencoder.quantizer", {"kind": "cosine"}, "autoencoder.quantizer.kind is cosine. The reference has only"),
         ("target", "v", "target is v. The reference knows eps and x0"),
     ],
 )

@@ -348,6 +348,12 @@ def changed(checkpoint: Checkpoint, **changes: Any) -> Checkpoint:
         ("vq", {"backbone__conv_resample": False}, "backbone.conv_resample is false"),
         ("vq", {"autoencoder": {"kind": "vqvae", "z_channels": 3}}, "autoencoder.kind 'vqvae'"),
         ("vq", {"autoencoder__ch_mult": [2, 2]}, "autoencoder.ch_mult begins with 2"),
+        ("vq", {"autoencoder__quantizer": {"kind": "cosine"}}, "autoencoder.quantizer.kind 'cosine'"),
+        (
+            "vq",
+            {"autoencoder__quantizer": {"kind": "fsq", "levels": [4, 4, 4]}, "autoencoder__codebook_size": 64},
+            "autoencoder.quantizer.kind 'fsq'",
+        ),
         ("kl", {"autoencoder__embed_dim": 5}, "autoencoder.embed_dim is 5"),
         ("vq", {"schedule": {"kind": "cosine", "offset": 0.01}}, "schedule.offset is 0.01"),
         (
