@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uldm_cli import console
 from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.runs.checkpoints import MODEL
+from uldm_cli.runs.memory import diffusion_memory, mind_memory
 from uldm_cli.runs.metrics import Line
 from uldm_cli.runs.models import load_autoencoder, load_backbone, model_config, newest_autoencoder, resolve
 from uldm_cli.runs.outdir import OUTPUTS, default_outdir
@@ -57,11 +58,13 @@ def preview(plan: Plan[DiffusionTraining]) -> Preview:
     details = {"autoencoder": str(spec.autoencoder), "latents": f"{channels} channels of {side}x{side}"}
     if spec.init_from is not None:
         details["begins with"] = spec.init_from
-    return make_preview(plan, "latent diffusion", module, details)
+    return make_preview(plan, "latent diffusion", module, diffusion_memory(plan), details)
 
 
 def run(plan: Plan[DiffusionTraining]) -> Result:
     """Trains as the plan's config says."""
+    if not plan.finished:
+        mind_memory(plan, diffusion_memory)
     return train(plan, partial(DiffusionJob, plan))
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from uldm_cli import console
 from uldm_cli.errors import ConfigError
+from uldm_cli.runs.memory import autoencoder_memory, mind_memory
 from uldm_cli.runs.metrics import Line
 from uldm_cli.runs.models import load_autoencoder, model_config, resolve
 from uldm_cli.runs.outdir import default_outdir
@@ -68,11 +69,13 @@ def preview(plan: Plan[AutoencoderTraining]) -> Preview:
         details["perceptual loss"] = _perceptual(spec.loss)
     if spec.adversarial and discriminator:
         details["discriminator"] = _told(spec, discriminator)
-    return make_preview(plan, "autoencoder", module, details)
+    return make_preview(plan, "autoencoder", module, autoencoder_memory(plan), details)
 
 
 def run(plan: Plan[AutoencoderTraining]) -> Result:
     """Trains as the plan's config says."""
+    if not plan.finished:
+        mind_memory(plan, autoencoder_memory)
     return train(plan, partial(AutoencoderJob, plan))
 
 
