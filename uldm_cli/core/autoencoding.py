@@ -170,7 +170,6 @@ class AutoencoderTask(Task):
             generator, weight = self._fool(recon, nll)
             loss = loss + weight * generator
             logs |= {"generator": generator, "d_weight": weight}
-        logs["psnr"] = -10 * torch.log10(logs["l2"].detach() / 4)
         return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in logs.items()}}
 
     def _reconstruct(self, image: Tensor, number: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -194,10 +193,12 @@ class AutoencoderTask(Task):
 
     def _distance(self, recon: Tensor, image: Tensor, logs: dict[str, Tensor]) -> Tensor:
         """The weighted distance of reconstructions from their images; its parts are noted in `logs`."""
-        terms = {"l1": F.l1_loss(recon, image), "l2": F.mse_loss(recon, image)}
+        squared = (recon - image).square().flatten(1).mean(1)
+        terms = {"l1": F.l1_loss(recon, image), "l2": squared.mean()}
         if self.lpips is not None:
             terms["lpips"] = self.lpips(recon, image).mean()
-        logs |= terms
+        # Of each image, so that the mean is the same however a batch is shared out; the range is 2.
+        logs |= {**terms, "psnr": -10 * torch.log10(squared.detach().clamp(min=1e-10) / 4).mean()}
         return torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()
 
     def _fool(self, recon: Tensor, nll: Tensor) -> tuple[Tensor, Tensor]:
