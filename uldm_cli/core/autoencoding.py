@@ -170,6 +170,7 @@ class AutoencoderTask(Task):
             generator, weight = self._fool(recon, nll)
             loss = loss + weight * generator
             logs |= {"generator": generator, "d_weight": weight}
+        logs["psnr"] = mean_psnr(recon.detach(), image)
         return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in logs.items()}}
 
     def _reconstruct(self, image: Tensor, number: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -193,12 +194,10 @@ class AutoencoderTask(Task):
 
     def _distance(self, recon: Tensor, image: Tensor, logs: dict[str, Tensor]) -> Tensor:
         """The weighted distance of reconstructions from their images; its parts are noted in `logs`."""
-        squared = (recon - image).square().flatten(1).mean(1)
-        terms = {"l1": F.l1_loss(recon, image), "l2": squared.mean()}
+        terms = {"l1": F.l1_loss(recon, image), "l2": F.mse_loss(recon, image)}
         if self.lpips is not None:
             terms["lpips"] = self.lpips(recon, image).mean()
-        # Of each image, so that the mean is the same however a batch is shared out; the range is 2.
-        logs |= {**terms, "psnr": -10 * torch.log10(squared.detach().clamp(min=1e-10) / 4).mean()}
+        logs |= terms
         return torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()
 
     def _fool(self, recon: Tensor, nll: Tensor) -> tuple[Tensor, Tensor]:
@@ -269,6 +268,15 @@ class AutoencoderTask(Task):
             self.logvar.copy_(state["logvar"])
         if self.discriminator is not None:
             self.discriminator.load_state_dict(part("discriminator."))
+
+
+def mean_psnr(recon: Tensor, image: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, the mean over images `[N, C, H, W]` in [-1, 1]: a scalar.
+
+    A mean over images can be shared out among processes; the ratio of a batch's mean error could not. At most 106:
+    of an image without any error it would be infinite.
+    """
+    return (-10 * torch.log10((recon - image).square().flatten(1).mean(1).clamp(min=1e-10) / 4)).mean()
 
 
 def _bytes(hexadecimal: str) -> Tensor:
