@@ -88,7 +88,7 @@ def test_seeds_that_mean_nothing_are_refused(text):
         (
             {"sampler": {"kind": "ddim", "spacing": "quad"}},
             "sampler.spacing",
-            "'auto', 'uniform', 'trailing' or 'compvis'",
+            "'trailing' or 'compvis'",
         ),
         ({"sampler": {"kind": "ddpm", "spacing": "compvis"}}, "sampler.spacing", "Extra inputs"),
         ({"rng": "global"}, "rng", "'per-sample' or 'compvis'"),
