@@ -171,6 +171,8 @@ def test_under_torchrun_only_rank_zero_answers(uldm: Callable) -> None:
 
 
 def test_several_processes_are_refused_before_they_write_over_each_other(uldm: Callable, tmp_path: Path) -> None:
-    ended = uldm("vqvae", "train", env={"WORLD_SIZE": "2", "RANK": "0"}, cwd=tmp_path)
+    ended = uldm("ldm", "sample", env={"WORLD_SIZE": "2", "RANK": "0"}, cwd=tmp_path)
     assert (ended.code, list(tmp_path.iterdir())) == (2, [])
-    assert ended.err == ("error: several processes are not supported yet. Start uldm without torchrun or accelerate\n")
+    assert ended.err == (
+        "error: `uldm ldm sample` runs in one process, and 2 were started. Start it without torchrun or accelerate\n"
+    )

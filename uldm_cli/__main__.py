@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from uldm_cli import __version__, console
-from uldm_cli.errors import UldmError, UsageError
+from uldm_cli.errors import UldmError
 
 _INTERRUPTED = 130
 
@@ -31,8 +31,6 @@ def _run(args: list[str]) -> int:
         return 0
     from uldm_cli.cli.app import run
 
-    if os.environ.get("WORLD_SIZE", "1") != "1":  # each would write what the others write
-        raise UsageError("several processes are not supported yet", "Start uldm without torchrun or accelerate")
     return run(args)
 
 

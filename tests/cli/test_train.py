@@ -100,7 +100,8 @@ def test_an_autoencoder_then_a_diffusion_model_on_it_then_samples(uldm_main):
     assert "autoencoder: outputs/vqvae-train, the newest run (step 4 of 4)" in err
     assert re.search(r"scale factor \d\.\d+, measured on 1024 images", err)
     assert cells(out).keys() == {
-        *("figure", "step", "epochs", "loss", "denoiser: norm of the gradient", "learning rate", "images/s")
+        *("figure", "step", "epochs", "loss", "denoiser: norm of the gradient", "learning rate", "images/s"),
+        "waiting for images, %",
     }
     record, _ = read_yaml(Path("outputs/ldm-train/train.yaml"))
     assert record["autoencoder"] == "outputs/vqvae-train"
@@ -258,7 +259,7 @@ def test_the_examples_in_the_help_work(group, uldm_main, photos, monkeypatch):
         (["data=images"], "data.root: missing"),
         (["--batch-size", "0"], "--batch-size 0: expected a number greater than 0"),
         (["--seed", "-1"], "--seed -1: expected a number of at least 0"),
-        (["--precision", "fp16"], "--precision fp16: expected 'auto', 'fp32' or 'bf16'"),
+        (["--precision", "fp8"], "--precision fp8: expected 'auto', 'fp32', 'bf16', 'fp16' or 'fp64'"),
         (["--device", "gpu"], "--device gpu: expected auto, cpu, mps, cuda, or cuda:1 and so on"),
         (["absent.yaml"], "absent.yaml"),
         (["empty.yaml"], "empty.yaml"),

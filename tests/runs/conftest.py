@@ -68,7 +68,8 @@ class Training:
             str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != "metrics.jsonl"
         }
         lines = read_lines(folder / "metrics.jsonl")
-        found["metrics"] = [{k: value for k, value in line.items() if k != "images_per_second"} for line in lines]
+        timed = ("images_per_second", "data_wait")
+        found["metrics"] = [{k: value for k, value in line.items() if k not in timed} for line in lines]
         return found
 
 

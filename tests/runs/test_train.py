@@ -44,6 +44,9 @@ sys.exit(main(args))
 """
 
 
+CHECKPOINT = ("model.safetensors", "state.safetensors", "SHA256SUMS")
+
+
 class Process:
     """The same run by the command line, in a process of its own."""
 
@@ -259,7 +262,7 @@ def test_lines_are_means_over_the_steps_since_the_last(training, vqvae, tmp_path
 def test_the_files_of_a_run(training, ldm, autoencoder, tmp_path):
     result = training.run(ldm(), tmp_path / "run")
     names = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    checkpoints = {f"checkpoints/step-{n:08}/{name}.safetensors" for n in (15, 20) for name in ("model", "state")}
+    checkpoints = {f"checkpoints/step-{n:08}/{name}" for n in (15, 20) for name in CHECKPOINT}
     pictures = {f"pictures/samples_{n:07}.png" for n in (10, 20)}
     assert names == checkpoints | pictures | {"train.yaml", "metrics.jsonl"}
     header = read_header(result.checkpoint / "model.safetensors")

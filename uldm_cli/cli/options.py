@@ -9,7 +9,7 @@ An option left out is None, so that the config decides; `json` and `quiet` need 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperOption
@@ -201,6 +201,9 @@ class Command(TyperCommand):
     Before anything is checked it sets the console to what `--json` and `--quiet` ask for, so that errors obey them too.
     """
 
+    parallel: ClassVar[bool] = False
+    """Whether several processes can share the work; else each would write what the others write."""
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Spell the flags as they are declared, then parse."""
         takes_value = {
@@ -220,6 +223,9 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command, and lets the pictures that it draws say so."""
+        if not self.parallel and os.environ.get("WORLD_SIZE", "1") != "1":
+            what = f"`{ctx.command_path}` runs in one process, and {os.environ['WORLD_SIZE']} were started"
+            raise UsageError(what, "Start it without torchrun or accelerate")
         with running(ctx.meta[_CALL]):
             return super().invoke(ctx)
 
@@ -239,6 +245,12 @@ class Command(TyperCommand):
 
     def _takes_config(self) -> bool:
         return any(param.name == "arguments" and param.nargs == -1 for param in self.params)
+
+
+class ParallelCommand(Command):
+    """A command whose work several processes of torchrun or accelerate share."""
+
+    parallel = True
 
 
 class _Spelling:

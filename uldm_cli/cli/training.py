@@ -9,11 +9,11 @@ from uldm_cli import console, registry
 from uldm_cli.cli.options import (
     Arguments,
     BatchSize,
-    Command,
     Device,
     DryRun,
     Json,
     Outdir,
+    ParallelCommand,
     Precision,
     Quiet,
     Resume,
@@ -82,7 +82,7 @@ def add_train(app: typer.Typer, about: str, examples: str, command: str) -> None
         else:
             _show_result(runs.run(plan))
 
-    app.command(cls=Command, help=about, epilog=examples)(train)
+    app.command(cls=ParallelCommand, help=about, epilog=examples)(train)
 
 
 def _show_preview(preview: "Preview") -> None:

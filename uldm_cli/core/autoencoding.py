@@ -53,6 +53,12 @@ class AutoencoderTask(Task):
     def after_step(self, step: int) -> None:
         self.model.quantize.after_step(step)
 
+    def state(self) -> dict[str, Tensor]:
+        return {"epoch_counts": self.model.quantize.epoch_counts}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.model.quantize.epoch_counts.copy_(state["epoch_counts"])
+
     def codebook_logs(self) -> dict[str, float]:
         """Perplexity and share of used codes since the epoch began."""
         counts = self.model.quantize.epoch_counts

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
@@ -47,8 +47,6 @@ class Engine:
         self._accelerator = Accelerator(
             cpu=picked.type == "cpu",
             mixed_precision=_MIXED.get(self.dtype, "no"),
-            # Buffers are made equal where they are computed: batch statistics, codebooks.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             log_with=list(trackers) or None,
             project_dir=folder,
         )

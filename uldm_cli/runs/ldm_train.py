@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from uldm_cli import console
 from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.runs.checkpoints import MODEL
-from uldm_cli.runs.models import load_autoencoder, model_config, newest_autoencoder, resolve
 from uldm_cli.runs.metrics import Line
+from uldm_cli.runs.models import load_autoencoder, model_config, newest_autoencoder, resolve
 from uldm_cli.runs.outdir import OUTPUTS, default_outdir
 from uldm_cli.runs.preview import Preview
 from uldm_cli.runs.preview import preview as make_preview
-from uldm_cli.runs.train import Plan, Result, count_parameters, make_plan, open_images, train
+from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, make_plan, open_images, train
 from uldm_cli.runs.vqvae_train import squeezed
 from uldm_cli.specs.diffusion_training import DiffusionTraining, data_of
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel
@@ -123,14 +123,13 @@ class DiffusionJob:
         import torch
 
         from uldm_cli.core.diffusing import DiffusionTask
-        from uldm_cli.core.engine import Engine
         from uldm_cli.core.training import Trainer
 
         spec = plan.config
         assert spec.data is not None
         self.data = spec.data
         self.dataset = open_images(spec.data)
-        engine = Engine(spec.train.device, spec.train.precision)
+        engine = make_engine(plan)
         # A run goes on with the autoencoder that it began with, whatever the reference leads to now.
         source = str(plan.checkpoint / MODEL) if plan.checkpoint else spec.autoencoder
         autoencoder: Any = load_autoencoder(resolve(source, "autoencoder")).to(engine.device)
@@ -150,6 +149,7 @@ class DiffusionJob:
             spec.optim.build(spec.train.steps),
             ema_decay=spec.train.ema_decay,
             flip_seed=spec.train.seed if spec.data.flip else None,
+            accumulate=spec.train.accumulate,
         )
         self.title = f"latent diffusion, {count_parameters(self.module):,} parameters, {engine.precision}"
 
@@ -175,12 +175,6 @@ class DiffusionJob:
 
     def untrained(self) -> "Mapping[str, Mapping[str, Tensor]]":
         return {"autoencoder": self.model.autoencoder.state_dict()}
-
-    def state(self) -> "dict[str, Tensor]":
-        return {}
-
-    def load_state(self, state: "dict[str, Tensor]") -> None:
-        pass
 
     def epoch_logs(self) -> dict[str, float]:
         return {}

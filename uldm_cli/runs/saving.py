@@ -120,19 +120,19 @@ def find_checkpoint(checkpoints: Checkpoints) -> Found:
     Raises:
         ConfigError: there are checkpoints, and none of them can be used.
     """
-    damaged: list[Path] = []
-    wrong: ConfigError | None = None
+    faults: dict[Path, ConfigError] = {}
     for checkpoint in reversed(checkpoints.whole()):
         try:
             step = steps_done(checkpoint)
         except ConfigError as error:
-            wrong = error
-            damaged.append(checkpoint)
-            console.warn(f"{checkpoint} is not used: {error.message}")
+            faults[checkpoint] = error
             continue
-        return Found(checkpoint, step, tuple(damaged))
-    if wrong:
-        raise ConfigError(wrong.message, f"No checkpoint is whole. Remove {checkpoints.folder} to start again")
+        for damaged, fault in faults.items():
+            console.warn(f"{damaged} is damaged and not used: {fault.message}")
+        return Found(checkpoint, step, tuple(faults))
+    if faults:
+        message = next(iter(faults.values())).message
+        raise ConfigError(message, f"No checkpoint is whole: remove {checkpoints.folder} to start again")
     return Found(None, 0)
 
 

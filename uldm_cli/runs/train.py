@@ -213,6 +213,7 @@ class _Run:
         self.display: console.Training | None = None
         self.skipped: set[str] = set()
         self._told: set[str] = set()
+        self._due = self._improved = False
         self._waited = 0.0
         self._logged, self._since = plan.start, time.perf_counter()
         starts = self.engine.from_main(plan.start)
@@ -284,13 +285,16 @@ class _Run:
 
     def _after(self, record: "Record", stop: Stop) -> None:
         train, step = self.plan.train, record.step
-        self._take(record)
-        self._end_epoch(step)
-        stopping, saving = self.engine.any(stop.requested, stop.save)
         last = step == train.steps
-        stopping = stopping and not last
-        log, picture = last or step % train.log_every == 0, last or step % train.picture_every == 0
-        save = last or stopping or saving or step % train.save_every == 0
+        self._take(record, last)
+        self._end_epoch(step)
+        stopping, asked = self.engine.any(stop.requested and not last, stop.save)
+        stop.save = False
+        self._due |= last or stopping or asked or step % train.save_every == 0
+        # After a skipped step the weights may be spoilt already: they must not push out a good checkpoint.
+        sound = record.skipped is None
+        log, picture = last or step % train.log_every == 0, sound and (last or step % train.picture_every == 0)
+        save = sound and self._due
         means = self._good_means(step) if log or picture or save else {}
         if save:
             self._mind_best(means)
@@ -301,12 +305,11 @@ class _Run:
             write_png(writable_folder(self.plan.folder / "pictures") / f"{name}_{step:07}.png", pixels)
         if save:
             self._save(step)
-            stop.save = False
         if stopping:
-            console.note(f"saved step {step}; the same command goes on from there")
+            console.note(f"saved step {step}; the same command goes on from there" if save else self._kept())
             raise KeyboardInterrupt
 
-    def _take(self, record: "Record") -> None:
+    def _take(self, record: "Record", last: bool) -> None:
         """Counts what a step did, or that it was skipped."""
         for batch in record.batches:
             self._name_skipped(batch.skipped)
@@ -319,7 +322,7 @@ class _Run:
         progress.in_a_row += 1
         count = f"{progress.skipped_steps} so far"
         console.warn(f"step {record.step} changed nothing: {record.skipped} ({count})")
-        if progress.in_a_row >= self.plan.optim.max_skipped:
+        if last or progress.in_a_row >= self.plan.optim.max_skipped:
             what = f"{progress.in_a_row} steps in a row were skipped, the last, {record.step}: {record.skipped}"
             raise UldmError(f"{what}; {self._kept()}", self._advice())
 
@@ -413,6 +416,7 @@ class _Run:
         saved = save_run(self.checkpoints, self.job, self.plan.config, step, self.progress)
         if saved and self._improved:
             self.checkpoints.mark_best(saved)
+        self._due = False
         self.engine.wait()
 
 

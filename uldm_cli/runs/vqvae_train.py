@@ -10,7 +10,7 @@ from uldm_cli.runs.metrics import Line
 from uldm_cli.runs.outdir import default_outdir
 from uldm_cli.runs.preview import Preview
 from uldm_cli.runs.preview import preview as make_preview
-from uldm_cli.runs.train import Plan, Result, count_parameters, make_plan, open_images, train
+from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, make_plan, open_images, train
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.models import AutoencoderModel
 
@@ -43,7 +43,7 @@ def preview(plan: Plan[AutoencoderTraining]) -> Preview:
 
 def run(plan: Plan[AutoencoderTraining]) -> Result:
     """Trains as the plan's config says."""
-    return train(plan, partial(AutoencoderJob, plan.config))
+    return train(plan, partial(AutoencoderJob, plan))
 
 
 def load_lpips() -> "LPIPS":
@@ -58,13 +58,13 @@ class AutoencoderJob:
 
     kind = "autoencoder"
 
-    def __init__(self, spec: AutoencoderTraining) -> None:
+    def __init__(self, plan: Plan[AutoencoderTraining]) -> None:
         import torch
 
         from uldm_cli.core.autoencoding import AutoencoderTask
-        from uldm_cli.core.engine import Engine
         from uldm_cli.core.training import Trainer
 
+        spec = plan.config
         self.seed, self.data = spec.train.seed, spec.data
         self.dataset = open_images(spec.data)
         self.config = AutoencoderModel(autoencoder=spec.autoencoder, image_size=self.dataset.size)
@@ -77,21 +77,16 @@ class AutoencoderJob:
         self.trainer = Trainer(
             self.task,
             self.module,
-            Engine(spec.train.device, spec.train.precision),
+            make_engine(plan),
             spec.optim.build(spec.train.steps),
             ema_decay=spec.train.ema_decay,
             flip_seed=self.seed if spec.data.flip else None,
+            accumulate=spec.train.accumulate,
         )
         self.title = f"autoencoder, {count_parameters(self.module):,} parameters, {self.trainer.engine.precision}"
 
     def untrained(self) -> "Mapping[str, Mapping[str, Tensor]]":
         return {}
-
-    def state(self) -> "dict[str, Tensor]":
-        return {"epoch_counts": self.module.quantize.epoch_counts}
-
-    def load_state(self, state: "dict[str, Tensor]") -> None:
-        self.module.quantize.epoch_counts.copy_(state["epoch_counts"])
 
     def epoch_logs(self) -> dict[str, float]:
         return self.task.codebook_logs()

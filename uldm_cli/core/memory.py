@@ -1,0 +1,78 @@
+"""What a training will need in memory, estimated on shapes alone, and what there is."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a process needs on its device while it trains."""
+
+    weights: int
+    """Of everything, trained or not, and of the moving average."""
+    training: int
+    """Gradients and the optimizer's moments."""
+    activations: int
+    """What a backward pass needs of the forward pass of a micro-batch."""
+
+    @property
+    def fixed(self) -> int:
+        """What the batch size does not change."""
+        return self.weights + self.training
+
+    @property
+    def total(self) -> int:
+        return self.fixed + self.activations
+
+
+def estimate(
+    trained: Iterable[nn.Module], others: Iterable[nn.Module], averages: int, activations: int, dtype: torch.dtype
+) -> Memory:
+    """Memory of a training with AdamW.
+
+    Args:
+        trained: modules whose parameters are trained, of which the first is averaged; on the meta device or not.
+        others: modules that are only used.
+        averages: how many moving averages are kept.
+        activations: bytes that backward needs, of one micro-batch.
+        dtype: of the weights, float32 or float64.
+    """
+    counts = [sum(p.numel() for p in module.parameters()) for module in trained]
+    used = sum(p.numel() for module in others for p in module.parameters())
+    size = dtype.itemsize
+    return Memory(
+        weights=size * (sum(counts) + used + averages * counts[0]),
+        training=3 * size * sum(counts),
+        activations=activations,
+    )
+
+
+def kept_for_backward(run: Callable[[], object]) -> int:
+    """Bytes of the tensors that autograd keeps of what `run` computes, parameters left out.
+
+    With modules and inputs on the meta device nothing is computed, and it takes no time to speak of.
+    """
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()
+            alive.append(storage)  # else another one could get its address
+        return tensor
+
+    alive: list[object] = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(kept.values())
+
+
+def available(device: torch.device) -> int:
+    """Bytes that can still be had on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
