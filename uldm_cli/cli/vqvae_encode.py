@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 EXAMPLES = """
 Examples:
   uldm vqvae encode                                          the newest autoencoder's images: outputs/vqvae-encode
-  uldm vqvae encode --model zoo:kl-f8 data=images data.root=photos data.size=256 data.flip=true --outdir latents
-  uldm ldm train latents=outputs/vqvae-encode                trains on them
+  uldm vqvae encode --model fruits64 data=images data.root=photos data.flip=true --outdir latents
+                                                             one's own, in both orientations
+  uldm ldm train latents=latents                             trains on them
 
 The same command again goes on where it stopped, and makes damaged files anew.
 """
