@@ -1,6 +1,9 @@
 """What the tests of training runs share: very small trainings, and how to run, stop and compare them."""
 
+import multiprocessing
 import signal
+import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +18,7 @@ from uldm_cli.runs import ldm_train, vqvae_train
 from uldm_cli.runs.metrics import Means, read_lines
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.diffusion_training import DiffusionTraining
+from uldm_cli.specs.load import dump_yaml
 
 Spec = AutoencoderTraining | DiffusionTraining
 
@@ -58,6 +62,11 @@ class Training:
         return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
 
     @staticmethod
+    def lines_written(folder: Path) -> int:
+        metrics = folder / "metrics.jsonl"
+        return metrics.read_text().count("\n") if metrics.exists() else 0
+
+    @staticmethod
     def outcome(folder: Path) -> dict[str, object]:
         """What a run made, for comparison: bytes of the files, and the metrics without the rates.
 
@@ -71,6 +80,87 @@ class Training:
         timed = ("images_per_second", "data_wait")
         found["metrics"] = [{k: value for k, value in line.items() if k not in timed} for line in lines]
         return found
+
+
+# Forked from one that has imported torch, which would take each of them seconds.
+PROCESSES = multiprocessing.get_context("forkserver")
+CORE = ("uldm_cli.core.autoencoding", "uldm_cli.core.diffusing", "uldm_cli.core.engine")
+PROCESSES.set_forkserver_preload(["uldm_cli.cli.app", *CORE, "PIL.PngImagePlugin"])
+MAIN = """
+import multiprocessing, os, sys, torch
+from uldm_cli.__main__ import main
+torch.set_num_threads(1)
+os.environ.update(environment)
+os.setsid()
+multiprocessing.set_start_method("fork", force=True)  # else its readers had a server of their own, and outlived it
+log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+os.dup2(log, 1)
+os.dup2(log, 2)
+sys.exit(main(args))
+"""
+
+
+class Process:
+    """A run by the command line, in a process of its own, which may be one of several.
+
+    Args:
+        spec: what is run.
+        folder: the run's.
+        environment: as a launcher sets it.
+    """
+
+    def __init__(self, spec: Spec, folder: Path, environment: dict[str, str] | None = None) -> None:
+        self.folder, self.log = folder, folder.with_suffix(f".log{(environment or {}).get('RANK', '')}")
+        config = folder.with_suffix(".yaml")
+        config.write_text(dump_yaml(spec))
+        group = "vqvae" if isinstance(spec, AutoencoderTraining) else "ldm"
+        given = {"args": [group, "train", str(config), "--outdir", str(folder)], "environment": environment or {}}
+        self.process = PROCESSES.Process(target=exec, args=(MAIN, given | {"path": str(self.log)}))
+        self.process.start()
+
+    def wait_for_lines(self, count: int) -> None:
+        """Until it has written so many lines of metrics."""
+        end = time.monotonic() + 120
+        while Training.lines_written(self.folder) < count:
+            assert self.process.is_alive(), self.log.read_text()
+            assert time.monotonic() < end, "the process hangs"
+            time.sleep(0.002)
+
+    def kill(self) -> None:
+        self.process.kill()
+        assert self.exit_code() == -signal.SIGKILL
+
+    def exit_code(self) -> int | None:
+        self.process.join(60)
+        return self.process.exitcode
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Process]]:
+    """Starts processes, of which none outlives the test."""
+    started = []
+
+    def begin(spec: Spec, folder: Path, environment: dict[str, str] | None = None) -> Process:
+        started.append(Process(spec, folder, environment))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.process.kill()
+
+
+@pytest.fixture
+def start_two(start: Callable[..., Process]) -> Callable[..., list[Process]]:
+    """Starts a run in two processes, as torchrun does it."""
+
+    def begin(spec: Spec, folder: Path) -> list[Process]:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = str(found.getsockname()[1])
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        return [start(spec, folder, place | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+
+    return begin
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,11 @@
 """Training runs: resuming bit for bit, stopping on signals, and what a run leaves and says."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,82 +14,8 @@ from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.formats.native import load_tensors, read_header, save
 from uldm_cli.runs import ldm_train, vqvae_train
 from uldm_cli.runs.metrics import read_lines
-from uldm_cli.specs.autoencoder_training import AutoencoderTraining
-from uldm_cli.specs.load import dump_yaml
-
-# Forked from one that has imported torch, which would take each of them seconds.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    [
-        "uldm_cli.cli.app",
-        "uldm_cli.core.autoencoding",
-        "uldm_cli.core.diffusing",
-        "uldm_cli.core.engine",
-        "PIL.PngImagePlugin",
-    ]
-)
-MAIN = """
-import multiprocessing, os, sys, torch
-from uldm_cli.__main__ import main
-torch.set_num_threads(1)
-os.setsid()
-multiprocessing.set_start_method("fork", force=True)  # else its readers had a server of their own, and outlived it
-log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-os.dup2(log, 1)
-os.dup2(log, 2)
-sys.exit(main(args))
-"""
-
 
 CHECKPOINT = ("model.safetensors", "state.safetensors", "SHA256SUMS")
-
-
-class Process:
-    """The same run by the command line, in a process of its own."""
-
-    def __init__(self, spec, folder: Path) -> None:
-        self.folder, self.log = folder, folder.with_suffix(".log")
-        config = folder.with_suffix(".yaml")
-        config.write_text(dump_yaml(spec))
-        group = "vqvae" if isinstance(spec, AutoencoderTraining) else "ldm"
-        args = [group, "train", str(config), "--outdir", str(folder)]
-        self.process = PROCESSES.Process(target=exec, args=(MAIN, {"args": args, "path": str(self.log)}))
-        self.process.start()
-
-    def wait_for_lines(self, count: int) -> None:
-        """Until it has written so many lines of metrics."""
-        end = time.monotonic() + 120
-        while lines_written(self.folder) < count:
-            assert self.process.is_alive(), self.log.read_text()
-            assert time.monotonic() < end, "the process hangs"
-            time.sleep(0.002)
-
-    def kill(self) -> None:
-        self.process.kill()
-        assert self.exit_code() == -signal.SIGKILL
-
-    def exit_code(self) -> int | None:
-        self.process.join(60)
-        return self.process.exitcode
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Process]]:
-    """Starts processes, of which none outlives the test."""
-    started = []
-
-    def begin(spec, folder: Path) -> Process:
-        started.append(Process(spec, folder))
-        return started[-1]
-
-    yield begin
-    for process in started:
-        process.process.kill()
-
-
-def lines_written(folder: Path) -> int:
-    metrics = folder / "metrics.jsonl"
-    return metrics.read_text().count("\n") if metrics.exists() else 0
 
 
 # Resuming
@@ -221,7 +144,7 @@ def test_a_signal_to_process_and_group_saves_and_the_same_command_goes_on(traini
         f"saved step {step}; the same command goes on from there",
         "error: interrupted",
     ]
-    assert step == lines_written(tmp_path / "run") >= 3
+    assert step == training.lines_written(tmp_path / "run") >= 3
     assert vqvae_train.plan(spec, tmp_path / "run", None).start == step
 
 

@@ -45,7 +45,8 @@ class Means:
 
         from uldm_cli.core import collectives
 
-        sums = collectives.mean(torch.stack([value.float() for value in self._sums.values()])).tolist()
+        wide = torch.float64 if any(value.dtype == torch.float64 for value in self._sums.values()) else torch.float32
+        sums = collectives.mean(torch.stack([value.to(wide) for value in self._sums.values()])).tolist()
         return {name: total / self.counts[name] for name, total in zip(self._sums, sums, strict=True)}
 
     def state(self) -> "dict[str, Tensor]":

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -134,10 +135,11 @@ def make_plan(config: C, outdir: Path | None, default: Path, *, resume: bool) ->
     """Chooses the run's folder, and the checkpoint it goes on from, if there is one. Writes nothing.
 
     Raises:
-        ConfigError: the batch cannot be shared out; the folder holds a run of another config, or no whole checkpoint;
-            or `resume`, and no such run.
+        ConfigError: the batch cannot be shared out; a tracker is not installed; the folder holds a run of another
+            config, or no whole checkpoint; or `resume`, and no such run.
     """
     _check_shares(config.train)
+    _check_trackers(config.train)
     folder = choose_outdir(outdir, default, RECORD, config)
     begun = (folder / RECORD).exists()
     if resume and not begun:
@@ -158,6 +160,13 @@ def _check_shares(train: "Train") -> None:
         below = train.batch_size // shares * shares
         near = f"{below} or {below + shares}" if below else str(shares)
         raise ConfigError(f"train.batch_size {train.batch_size} cannot be shared out among {of}", f"Take {near}")
+
+
+def _check_trackers(train: "Train") -> None:
+    """Accelerate would leave out a tracker that is not installed."""
+    for name in train.trackers:
+        if find_spec(name) is None:
+            raise ConfigError(f"train.trackers: {name} is not installed", f"pip install {name}, or leave it out")
 
 
 def make_engine(plan: Plan[Any]) -> "Engine":

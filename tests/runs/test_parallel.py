@@ -1,0 +1,96 @@
+"""Training in two processes: what one would have done, and told and written once."""
+
+import os
+import shutil
+import signal
+
+import pytest
+
+from uldm_cli.errors import ConfigError
+from uldm_cli.formats.native import load_tensors
+from uldm_cli.runs import vqvae_train
+from uldm_cli.runs.metrics import read_lines
+
+
+def assert_alike(training, one, two, tolerance):
+    """Figures and weights of two runs agree; so does what they saved to go on."""
+    lines = [read_lines(folder / "metrics.jsonl") for folder in (one, two)]
+    assert len(lines[0]) == len(lines[1]) > 3
+    for a, b in zip(*lines, strict=True):
+        timed = ("images_per_second", "data_wait")
+        assert {k: v for k, v in a.items() if k not in timed} == pytest.approx(
+            {k: v for k, v in b.items() if k not in timed}, rel=tolerance, abs=tolerance
+        )
+    newest = [folder / "checkpoints" / f"step-{training.steps_saved(folder)[-1]:08}" for folder in (one, two)]
+    for name in ("model.safetensors", "state.safetensors"):
+        a, b = (load_tensors(folder / name) for folder in newest)
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            error = (value.double() - b[key].double()).abs().max().item() if value.numel() else 0.0
+            assert error <= tolerance * max(1.0, value.double().abs().max().item()), key
+
+
+def undropped(spec):
+    """Without dropout, which alone draws a process and a micro-batch at a time."""
+    if not hasattr(spec, "backbone"):
+        return spec
+    return spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"dropout": 0.0})})
+
+
+def finish(processes):
+    for process in processes:
+        assert process.exit_code() == 0, process.log.read_text()
+
+
+@pytest.mark.parametrize("command", ["vqvae", "ldm"])
+def test_two_processes_train_as_one_and_one_goes_on(training, start_two, command, request, tmp_path):
+    """In float64 50 steps within 1e-6; the second half again in one process."""
+    spec = undropped(request.getfixturevalue(command)(steps=50, save_every=25, log_every=5, precision="fp64"))
+    training.run(spec, tmp_path / "one")
+    finish(start_two(spec, tmp_path / "two"))
+    assert_alike(training, tmp_path / "one", tmp_path / "two", 1e-6)
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-00000050")
+    assert training.run(spec, tmp_path / "two").computed == 25
+    assert_alike(training, tmp_path / "one", tmp_path / "two", 1e-6)
+
+
+def test_in_float32_the_first_steps_agree(training, start_two, vqvae, tmp_path):
+    spec = vqvae(steps=5, log_every=1)
+    training.run(spec, tmp_path / "one")
+    finish(start_two(spec, tmp_path / "two"))
+    assert_alike(training, tmp_path / "one", tmp_path / "two", 1e-4)
+
+
+def test_micro_batches_make_the_step_of_the_whole_batch(training, ldm, tmp_path):
+    spec = undropped(ldm(steps=10, log_every=1, precision="fp64"))
+    training.run(spec, tmp_path / "one")
+    spec = spec.model_copy(update={"train": spec.train.model_copy(update={"accumulate": 4})})
+    training.run(spec, tmp_path / "four")
+    assert_alike(training, tmp_path / "one", tmp_path / "four", 1e-9)
+
+
+def test_only_the_main_process_speaks(training, start_two, vqvae, tmp_path):
+    first, second = start_two(vqvae(), tmp_path / "run")
+    finish([first, second])
+    assert "step 3/20" in first.log.read_text()
+    assert second.log.read_text() == ""
+
+
+def test_a_signal_to_one_process_stops_both_and_saves(training, start_two, vqvae, tmp_path):
+    spec = vqvae(steps=100_000, log_every=1, save_every=100_000, picture_every=100_000)
+    first, second = start_two(spec, tmp_path / "run")
+    first.wait_for_lines(2)
+    os.kill(second.process.pid, signal.SIGTERM)
+    assert (first.exit_code(), second.exit_code()) == (130, 130), first.log.read_text()
+    [step] = training.steps_saved(tmp_path / "run")
+    assert f"saved step {step}; the same command goes on from there" in first.log.read_text()
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(vqvae, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError) as caught:
+        vqvae_train.plan(vqvae(), tmp_path / "run", None)
+    assert caught.value.message == (
+        "train.batch_size 8 cannot be shared out among 3 processes with 1 micro-batches each"
+    )
+    assert caught.value.hint == "Take 6 or 9"
