@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from uldm_cli.core import rng
 from uldm_cli.core.data import ArrayImages, Batch, Draws, FileImages, open_images, read_idx, sequential, stream
 from uldm_cli.core.data.streams import permutation
 from uldm_cli.errors import ConfigError, UldmError, UsageError
@@ -263,26 +264,28 @@ def test_processes_share_the_samples_of_one(length: int, batch: int, world: int,
     assert all(len(b) == batch for b in together)
 
 
-class Drawn(Numbers):
-    """A set whose image, in training, shows what it was drawn with."""
+class Sampled(Numbers):
+    """A set whose image, in training, shows what was drawn for it."""
 
-    def sample(self, index: int, draws: Draws) -> tuple[torch.Tensor, int]:
-        assert len(draws) == 1
-        return torch.full((1, 1, 1), draws.seed + int(draws.numbers), dtype=torch.uint8), index
+    def sample(self, index: int, bits: int) -> tuple[torch.Tensor, int]:
+        return torch.full((1, 1, 1), bits % 251, dtype=torch.uint8), index
 
 
-class Gathered(Drawn):
+class Gathered(Numbers):
     def gather(self, indices: torch.Tensor, draws: Draws | None) -> tuple[torch.Tensor, torch.Tensor]:
-        values = torch.zeros_like(indices) if draws is None else draws.seed + draws.numbers
+        values = indices if draws is None else draws.seed + draws.numbers
         return values.to(torch.uint8)[:, None, None, None], indices
 
 
-@pytest.mark.parametrize("data", [Drawn(7), Gathered(7)])
-def test_only_training_hands_out_draws(data: Drawn) -> None:
-    batch = next(stream(data, batch_size=10, seed=3, start=5))
-    assert batch.image.flatten().tolist() == [3 + n for n in range(5, 15)]
-    plain = next(sequential(data, batch_size=7)).image.flatten().tolist()
-    assert plain == ([0] * 7 if isinstance(data, Gathered) else list(range(7)))
+def test_only_training_hands_out_draws() -> None:
+    numbers = torch.arange(5, 15)
+    drawn = rng.bits(3, rng.STREAM_CROP, numbers, 1)[:, 0].tolist()
+    for data, expected in (
+        (Sampled(7), [(value % 2**64) % 2**63 % 251 for value in drawn]),
+        (Gathered(7), [3 + n for n in range(5, 15)]),
+    ):
+        assert next(stream(data, batch_size=10, seed=3, start=5)).image.flatten().tolist() == expected
+        assert next(sequential(data, batch_size=7)).image.flatten().tolist() == list(range(7))
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_images_of_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"root": ""}, {"root": "x", "size": 4}, {"root": "x", "channels": 2}, {"root": "x", "rot": 1}]
+    "fields", [{}, {"root": ""}, {"root": "x", "size": 4}, {"root": "x", "channels": 0}, {"root": "x", "rot": 1}]
 )
 def test_bad_fields(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):

@@ -3,7 +3,7 @@
 import io
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,15 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif"
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 
 Rounding = Literal["round", "truncate"]
+Resize = Literal["lanczos", "bicubic", "bilinear", "box", "none"]
+"""Pillow's filters, antialiased: they widen with the factor by which an image shrinks. Or no scaling at all."""
+
+_FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "box": Image.Resampling.BOX,
+}
 
 
 class ImageError(UsageError):
@@ -58,29 +67,42 @@ def to_uint8(x: Tensor, rule: Rounding = "round") -> np.ndarray:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def check_header(file: IO[bytes], name: str) -> None:
+def check_header(file: IO[bytes], name: str, least: int = MIN_SIDE) -> None:
     """Reads an image's header, no pixels.
 
+    Args:
+        file: where the image begins.
+        name: what errors call it.
+        least: pixels that both sides must have; never fewer than MIN_SIDE.
+
     Raises:
-        ImageError: not an image, a broken header, or a size outside of MIN_SIDE, MAX_SIDE, MAX_PIXELS.
+        ImageError: not an image, a broken header, or a size outside of `least`, MAX_SIDE, MAX_PIXELS.
     """
     with _no_warnings():
         width, height = _open(file, name).size
-    if min(width, height) < MIN_SIDE:
-        raise ImageError(name, f"{width}x{height} pixels, smaller than {MIN_SIDE} on a side")
+    check_size(width, height, name, least)
+
+
+def check_size(width: int, height: int, name: str, least: int = MIN_SIDE) -> None:
+    """Raises ImageError where an image is too small or too large; see `check_header`."""
+    least = max(least, MIN_SIDE)
+    if min(width, height) < least:
+        raise ImageError(name, f"{width}x{height} pixels, smaller than {least} on a side")
     if max(width, height) > MAX_SIDE:
         raise ImageError(name, f"{width}x{height} pixels, larger than {MAX_SIDE} on a side")
+    if width * height > MAX_PIXELS:
+        raise ImageError(name, f"{width}x{height}, more than {MAX_PIXELS // 10**6} million pixels")
 
 
 def decode_image(
     source: bytes | str | Path, channels: int = 3, size: int | None = None, name: str | None = None
 ) -> Tensor:
-    """An encoded image as a tensor: upright (EXIF), first frame, transparency over white, 16 bits scaled to 8.
+    """An encoded image as a tensor: see `decode`.
 
     Args:
         source: the file's content, or its path.
         channels: 3 for RGB, 1 for grey (ITU-R 601 luma).
-        size: scale the short side to this many pixels and cut out the centre square; None keeps the image's size.
+        size: cut out the centre square and scale it to this many pixels; None keeps the image's size.
         name: what errors call it; the path unless given.
 
     Returns:
@@ -94,22 +116,47 @@ def decode_image(
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as error:
         raise ImageError(name, f"cannot be read ({error.strerror})") from error
+    image = decode(content, channels, name)
+    return to_tensor(image if size is None else fit(image, size))
+
+
+def decode(content: bytes, channels: int, name: str) -> Image.Image:
+    """An encoded image in mode L (1 channel) or RGB (3): upright (EXIF), first frame, transparency over white, 16 bits
+    scaled to 8.
+
+    Raises:
+        ImageError: it is no image, is truncated, or has more than MAX_PIXELS pixels.
+    """
     with _no_warnings():
         image = _open(io.BytesIO(content), name)
         try:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            plain = _convert(image, channels)
+            return _convert(image, channels)
         except Exception as error:  # what a broken file makes Pillow's decoders raise is not limited to OSError
-            raise ImageError(name, f"cannot be decoded ({_one_line(error)})") from error
-    return to_tensor(plain if size is None else fit(plain, size))
+            raise ImageError(name, f"cannot be decoded ({one_line(error)})") from error
 
 
-def fit(image: Image.Image, size: int) -> Image.Image:
-    """The centre square, its side scaled to `size` with Pillow's antialiased Lanczos filter."""
-    if image.size == (size, size):
+def fit(
+    image: Image.Image, size: int, resize: Resize = "lanczos", pick: Callable[[int], int] | None = None
+) -> Image.Image:
+    """A square part of an image, `size` pixels on a side.
+
+    It is as large as the image allows, and scaled; with "none" it has its `size` from the start. Its place is the
+    centre, or the one of all n possible places that `pick(n)` names.
+    """
+    square = cut(image, size if resize == "none" else min(image.size), pick)
+    return square if square.width == size else square.resize((size, size), _FILTERS[resize])
+
+
+def cut(image: Image.Image, side: int, pick: Callable[[int], int] | None = None) -> Image.Image:
+    """A square of whole pixels of an image that has as many: the centre (half a pixel up and left of it where it must
+    be), or the one that `pick(n)` chooses of all n, counted row by row."""
+    columns, rows = image.width - side + 1, image.height - side + 1
+    if columns == rows == 1:
         return image
-    return ImageOps.fit(image, (size, size), method=Image.Resampling.LANCZOS)
+    top, left = divmod(pick(rows * columns), columns) if pick else ((rows - 1) // 2, (columns - 1) // 2)
+    return image.crop((left, top, left + side, top + side))
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -134,7 +181,7 @@ def _open(file: IO[bytes], name: str) -> Image.Image:
     except UnidentifiedImageError as error:
         raise ImageError(name, "not an image, or its header is damaged") from error
     except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
-        raise ImageError(name, f"its header cannot be read ({_one_line(error)})") from error
+        raise ImageError(name, f"its header cannot be read ({one_line(error)})") from error
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(name, f"{image.width}x{image.height}, more than {MAX_PIXELS // 10**6} million pixels")
     return image
@@ -171,5 +218,5 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * 255 + 32_767) // 65_535).astype(np.uint8))
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

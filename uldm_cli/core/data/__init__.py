@@ -1,8 +1,9 @@
 """Sets of images, and the streams of batches that training and evaluation read from them."""
 
-from uldm_cli.core.data.arrays import ArrayImages, read_idx, read_mosaic
-from uldm_cli.core.data.files import FileImages, open_images
-from uldm_cli.core.data.streams import Batch, Draws, ImageSet, sequential, stream
+from uldm_cli.core.data.arrays import ArrayImages, read_cifar, read_idx, read_mosaic
+from uldm_cli.core.data.files import FileImages, open_files, open_images, read_list
+from uldm_cli.core.data.preparing import Preparation
+from uldm_cli.core.data.streams import Batch, Draws, ImageSet, images_per_second, sequential, stream
 
 __all__ = [
     "ArrayImages",
@@ -10,8 +11,13 @@ __all__ = [
     "Draws",
     "FileImages",
     "ImageSet",
+    "Preparation",
+    "images_per_second",
+    "open_files",
     "open_images",
+    "read_cifar",
     "read_idx",
+    "read_list",
     "read_mosaic",
     "sequential",
     "stream",

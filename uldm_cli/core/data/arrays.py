@@ -1,4 +1,4 @@
-"""Sets that fit into memory: arrays, and the IDX files of the MNIST family."""
+"""Sets that fit into memory: arrays, the IDX files of the MNIST family, and CIFAR's binary files."""
 
 import gzip
 import math
@@ -20,22 +20,23 @@ _UNSIGNED_BYTES = 8  # the IDX code of the only element type that the MNIST fami
 
 
 class ArrayImages:
-    """Grey images held in memory.
+    """Images held in memory, as squares of another size where one is asked for.
 
-    A larger `size` pads them with zeros (black, these sets' background), centred; a smaller one scales them down.
+    Grey images are padded with zeros (black, these sets' background), centred, where `size` is larger; where it is
+    smaller, and colour images always, they are scaled with Pillow's antialiased Lanczos filter.
 
     Args:
-        images: uint8 `[N, H, H]`.
+        images: uint8, grey `[N, H, H]` or RGB `[N, 3, H, H]`.
         labels: int64 `[N]`.
         classes: names of the labels.
         size: of the images handed out, in pixels.
-        channels: 1, or 3 for the grey repeated.
+        channels: 1 for grey (ITU-R 601 luma of RGB), 3 for RGB or the grey repeated.
     """
 
     def __init__(
         self, images: np.ndarray, labels: np.ndarray, *, classes: Sequence[str], size: int, channels: int
     ) -> None:
-        self._images = torch.from_numpy(images)
+        self._images = torch.from_numpy(images if images.ndim == 4 else images[:, None])
         self._labels = torch.from_numpy(labels.astype(np.int64))
         self.classes = tuple(classes)
         self.size = size
@@ -52,13 +53,17 @@ class ArrayImages:
     def gather(self, indices: Tensor, draws: Draws | None = None) -> tuple[Tensor, Tensor]:
         """Images uint8 `[N, channels, size, size]` and labels int64 `[N]` of the given indices, int64 `[N]`."""
         images = self._images[indices]
-        margin = self.size - images.shape[-1]
-        if margin >= 0:
+        own, margin = images.shape[1], self.size - images.shape[-1]
+        if own == 1 and margin >= 0:
             before, after = margin // 2, margin - margin // 2
-            images = F.pad(images, (before, after, before, after))[:, None]
-        else:
-            images = torch.stack([to_tensor(fit(Image.fromarray(image.numpy()), self.size)) for image in images])
+            images = F.pad(images, (before, after, before, after))
+        elif margin or own > self.channels:
+            images = torch.stack([self._by_pillow(image) for image in images])
         return images.expand(-1, self.channels, -1, -1).contiguous(), self._labels[indices]
+
+    def _by_pillow(self, image: Tensor) -> Tensor:
+        picture = Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
+        return to_tensor(fit(picture.convert("L") if self.channels == 1 else picture, self.size))
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -81,6 +86,30 @@ def read_idx(path: Path) -> np.ndarray:
         what = f"{path} is truncated or damaged: {len(content)} bytes where its header, {shape}, asks for"
         raise ConfigError(f"{what} {start + math.prod(shape)}", "Fetch it again")
     return np.frombuffer(bytearray(content), dtype=np.uint8, offset=start).reshape(shape)
+
+
+_CIFAR_RECORD = 1 + 3 * 32 * 32  # a label, then an image's red, green and blue
+
+
+def read_cifar(files: Sequence[tuple[str, bytes]]) -> tuple[np.ndarray, np.ndarray]:
+    """CIFAR-10 from the contents of its binary files, each with what errors call it.
+
+    Returns:
+        The images, uint8 `[N, 3, 32, 32]`, and their labels, uint8 `[N]`.
+
+    Raises:
+        ConfigError: a file is truncated, or is none of CIFAR-10's.
+    """
+    records = []
+    for name, content in files:
+        if not content or len(content) % _CIFAR_RECORD:
+            what = f"{name} is truncated or no file of CIFAR-10: {len(content)} bytes are not whole images"
+            raise ConfigError(f"{what} of {_CIFAR_RECORD}", "Fetch it again")
+        records.append(np.frombuffer(content, dtype=np.uint8).reshape(-1, _CIFAR_RECORD))
+        if records[-1][:, 0].max() > 9:
+            raise ConfigError(f"{name} is damaged or no file of CIFAR-10: it has a label above 9", "Fetch it again")
+    together = np.concatenate(records)
+    return together[:, 1:].reshape(-1, 3, 32, 32), together[:, 0]
 
 
 def read_mosaic(path: Path, tile: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,264 +1,211 @@
-"""Sets of image files: a folder, or a .tar or .zip read in place. Nothing is ever extracted to disk."""
+"""Sets of image files."""
 
-import os
-import tarfile
-import zipfile
-import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
+from uldm_cli.core.data.preparing import Preparation
+from uldm_cli.core.data.sources import READ_ERRORS, Member, Source, open_source
 from uldm_cli.core.data.streams import STRICT_HINT
-from uldm_cli.core.images import EXTENSIONS, ImageError, check_header, decode_image
-from uldm_cli.errors import ConfigError, UsageError, nearest
-
-_READ_ERRORS = (OSError, EOFError, RuntimeError, KeyError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
-
-Handle = TypeVar("Handle", BinaryIO, zipfile.ZipFile)
-Member = tuple[str, Callable[[], IO[bytes]]]  # its name, relative to the root with forward slashes, and how to open it
+from uldm_cli.core.images import ImageError
+from uldm_cli.errors import ConfigError, UsageError
 
 
 class FileImages:
-    """Image files as square images of one size: short side scaled with an antialiased filter, centre cut out.
+    """Image files as square images of one size.
 
-    The sub-folders of the root are the classes; a file beside them has the label -1. `names` are sorted by code point.
+    Args:
+        source: where they are read from.
+        names: of the files.
+        labels: a number for each name, -1 for none.
+        classes: names of the labels.
+        preparation: how they become squares.
+        skipped: (name, reason) of files that are left out.
     """
 
-    def __init__(self, source: "Source", names: list[str], skipped: list[tuple[str, str]], size: int, channels: int):
+    def __init__(
+        self,
+        source: Source,
+        names: list[str],
+        labels: Sequence[int],
+        classes: Sequence[str],
+        preparation: Preparation,
+        skipped: list[tuple[str, str]] | None = None,
+    ) -> None:
         self._source = source
         self.names = names
-        self.skipped = skipped
-        self.size = size
-        self.channels = channels
-        self.classes = tuple(sorted({folder for name in names if (folder := _top_folder(name))}))
-        number = {folder: i for i, folder in enumerate(self.classes)}
-        self._labels = [number.get(_top_folder(name), -1) for name in names]
+        self._labels = labels
+        self.classes = tuple(classes)
+        self._prepare = preparation
+        self.channels = preparation.channels
+        self.skipped = skipped or []
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.sample(index, None)
+
+    def sample(self, index: int, bits: int | None) -> tuple[Tensor, int]:
+        """An image, uint8 `[channels, size, size]`, and its label; `bits` choose a random crop, None the centre."""
         name = self.names[index]
-        return decode_image(self._content(name), self.channels, self.size, name), self._labels[index]
+        return self._prepare(self._content(name), name, bits), self._labels[index]
+
+    @property
+    def size(self) -> int:
+        return self._prepare.size
+
+    @size.setter
+    def size(self, size: int) -> None:
+        self._prepare = replace(self._prepare, size=size)
 
     def side(self, index: int) -> int:
         """The short side of an image as it is stored, in pixels."""
         name = self.names[index]
-        return min(decode_image(self._content(name), self.channels, name=name).shape[1:])
+        return min(self._prepare.decoded(self._content(name), name)[0].size)
 
     def _content(self, name: str) -> bytes:
         try:
             return self._source.read(name)
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             raise ImageError(name, f"cannot be read ({error})") from error
 
 
 def open_images(root: str | Path, *, size: int, channels: int = 3, strict: bool = False) -> FileImages:
-    """Lists a folder's or an archive's images and reads the header of each.
+    """A folder, .tar or .zip of images, as `open_files` opens it; the sub-folders of its root are the classes."""
+    return open_files(root, Preparation(size, channels), strict=strict)
+
+
+def open_files(
+    root: str | Path,
+    preparation: Preparation,
+    *,
+    only: tuple[str, Sequence[str]] | None = None,
+    labelled: bool = True,
+    checked: bool = True,
+    strict: bool = False,
+) -> FileImages:
+    """Lists the images of a folder, of an archive or of an LMDB, sorted by code point.
 
     Hidden files and folders, and what lacks the extension of an image, are passed over. An image with a damaged
     header or an unusable size is left out and named in the set's `skipped`.
 
     Args:
-        root: a folder, a .tar or a .zip.
-        size: of the square images handed out, in pixels.
-        channels: 3 for RGB, 1 for grey.
+        root: a folder, a .tar or a .zip, or the folder of an LMDB.
+        preparation: how the images become squares.
+        only: the names of the images to use, and what errors call where these names stand; see `choose`.
+        labelled: the sub-folders of the root are the classes; a file beside them has the label -1.
+        checked: read the header of each image now. Otherwise what is unusable is found when its turn comes.
         strict: an image that would be skipped is an error.
 
     Raises:
-        ConfigError: root is missing, of another type, damaged, or holds no readable image.
+        ConfigError: root is missing, of another type, damaged, or holds no readable image; or `only` names others.
         UsageError: strict, and an image is unusable.
     """
-    source = _open_source(Path(root).expanduser())
+    source = open_source(Path(root).expanduser())
+    wanted: set[str] | None = None
+    if only:
+        everything = [name for name, _ in source.members() if _is_wanted(name, source, preparation)]
+        wanted = set(choose(everything, only[1], str(root), only[0]))
     names: set[str] = set()
     unusable: dict[str, str] = {}
-    for name, opener in source.members():
-        if PurePosixPath(name).suffix.lower() not in EXTENSIONS or _is_hidden(name):
+    for member in source.members():
+        name = member[0]
+        if not (_is_wanted(name, source, preparation) if wanted is None else name in wanted):
             continue
-        try:
-            with opener() as file:
-                check_header(file, name)
+        if checked and (problem := _problem(member, preparation)):
+            unusable[name] = problem
+        else:
             names.add(name)
-        except ImageError as error:
-            unusable[name] = error.reason
-        except _READ_ERRORS as error:
-            unusable[name] = f"cannot be read ({error})"
     skipped = sorted(unusable.items())
     if strict and skipped:
         raise UsageError(f"{skipped[0][0]} in {root}: {skipped[0][1]}", STRICT_HINT)
     if not names:
-        raise _no_images(root, skipped)
-    return FileImages(source, sorted(names), skipped, size, channels)
+        raise _no_images(root, preparation, skipped)
+    ordered = sorted(names)
+    labels, classes = by_folder(ordered) if labelled else ([-1] * len(ordered), [])
+    return FileImages(source, ordered, labels, classes, preparation, skipped)
 
 
-class Source(Protocol):
-    """Where files come from."""
-
-    def members(self) -> Iterator[Member]:
-        """All regular files, in the order that is quickest to read."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """The content of a file; raises one of _READ_ERRORS."""
-        ...
+def by_folder(names: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Labels and classes by the topmost folder of each name."""
+    classes = sorted({folder for name in names if (folder := _top_folder(name))})
+    number = {folder: i for i, folder in enumerate(classes)}
+    return [number.get(_top_folder(name), -1) for name in names], classes
 
 
-def _raise(error: OSError) -> None:
-    """A sub-folder that cannot be listed would otherwise be missing without a word."""
-    raise UsageError(f"the folder {error.filename} cannot be read ({error.strerror})", "Check its permissions")
+def read_list(path: Path) -> list[str]:
+    """The names in a text file, one a line.
 
-
-class _Folder:
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def members(self) -> Iterator[Member]:
-        seen: set[str] = set()  # links to folders are followed, but not in circles
-        for folder, subfolders, files in os.walk(self._root, followlinks=True, onerror=_raise):
-            seen.add(os.path.realpath(folder))
-            subfolders[:] = [s for s in subfolders if os.path.realpath(os.path.join(folder, s)) not in seen]
-            for file in files:
-                path = Path(folder, file)
-                yield path.relative_to(self._root).as_posix(), partial(_open_file, path)
-
-    def read(self, name: str) -> bytes:
-        return (self._root / name).read_bytes()
-
-
-class _Archive(ABC, Generic[Handle]):
-    """A file that every process opens once, for itself: processes that share a handle would share its position."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._process = -1
-        self._handle: Handle | None = None
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_process": -1, "_handle": None}
-
-    def __del__(self) -> None:
-        if self._handle is not None:
-            self._handle.close()
-
-    @abstractmethod
-    def _open(self) -> Handle: ...
-
-    def _mine(self) -> Handle:
-        if self._handle is None or self._process != os.getpid():
-            self._handle, self._process = self._open(), os.getpid()
-        return self._handle
-
-
-class _Tar(_Archive[BinaryIO]):
-    """A plain tar: indexed once, its members then read by their place."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._places: dict[str, tuple[int, int]] = {}  # name to offset and length
-
-    def members(self) -> Iterator[Member]:
-        try:
-            with tarfile.open(self._path, "r:") as tar:
-                for member in tar:
-                    if member.isreg() and not member.issparse():
-                        name = _clean(member.name)
-                        self._places[name] = (member.offset_data, member.size)
-                        yield name, partial(_extract, tar, member)
-        except tarfile.TarError as error:
-            what = f"{self._path} is truncated or damaged after {len(self._places)} files ({error})"
-            raise ConfigError(what, "Copy or fetch it again") from error
-
-    def read(self, name: str) -> bytes:
-        offset, length = self._places[name]
-        file = self._mine()
-        file.seek(offset)
-        return file.read(length)
-
-    def _open(self) -> BinaryIO:
-        return self._path.open("rb")
-
-
-class _Zip(_Archive[zipfile.ZipFile]):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._real_names: dict[str, str] = {}
-
-    def members(self) -> Iterator[Member]:
-        try:
-            with zipfile.ZipFile(self._path) as archive:
-                for info in archive.infolist():
-                    if not info.is_dir():
-                        name = _clean(info.filename)
-                        self._real_names[name] = info.filename
-                        yield name, partial(archive.open, info)
-        except zipfile.BadZipFile as error:
-            raise ConfigError(f"{self._path} is truncated or damaged ({error})", "Copy or fetch it again") from error
-
-    def read(self, name: str) -> bytes:
-        return self._mine().read(self._real_names[name])
-
-    def _open(self) -> zipfile.ZipFile:
-        return zipfile.ZipFile(self._path)
-
-
-def _open_source(root: Path) -> Source:
-    """Goes by the content, not by the extension."""
-    if root.is_dir():
-        return _Folder(root)
-    if not root.exists():
-        raise _missing(root)
+    Raises:
+        ConfigError: it cannot be read, or is empty.
+    """
     try:
-        with root.open("rb") as file:
-            start = file.read(512)
-    except OSError as error:
-        raise ConfigError(f"{root} cannot be read ({error.strerror})") from error
-    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")):
-        what = f"{root} is compressed, and single images cannot be read out of the middle of that"
-        raise ConfigError(what, "Unpack it to a folder, or to a plain .tar")
-    if start.startswith(b"PK"):
-        return _Zip(root)
-    if start[257:262] == b"ustar" or root.suffix.lower() == ".tar":
-        return _Tar(root)
-    hint = "Give the folder that holds it" if root.suffix.lower() in EXTENSIONS else None
-    raise ConfigError(f"{root} is neither a folder nor a .tar or .zip of images", hint)
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error})", "It is to be a text file with a name a line") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        raise ConfigError(f"{path} is empty", "It is to be a text file with a name a line")
+    return names
 
 
-def _missing(root: Path) -> ConfigError:
-    """Names the part of the path that goes wrong, and what is there instead."""
-    wrong = root
-    near: str | None = None
-    while not wrong.parent.is_dir() and wrong.parent != wrong:
-        wrong = wrong.parent
-    with suppress(OSError):
-        near = nearest(wrong.name, [path.name for path in wrong.parent.iterdir()])
-    return ConfigError(f"{root} does not exist", f"Did you mean {wrong.parent / near}?" if near else None)
+def choose(there: Sequence[str], wanted: Sequence[str], root: str, where: str) -> list[str]:
+    """Which of the names that are there a list means.
+
+    A name is a path below the root. One that is not there means the only file that is called the same without folders
+    and extension: lists of published splits are made for one layout of the files, and users have others.
+
+    Raises:
+        ConfigError: a name is not there, or could mean several files.
+    """
+    known = set(there)
+    if known.issuperset(wanted):
+        return list(wanted)
+    by_stem: dict[str, list[str]] = {}
+    for name in there:
+        by_stem.setdefault(PurePosixPath(name).stem, []).append(name)
+    found = []
+    missing = []
+    for name in wanted:
+        same = [name] if name in known else by_stem.get(PurePosixPath(name).stem, [])
+        if len(same) > 1:
+            raise ConfigError(f"{name} of {where} could be {same[0]} or {same[1]} in {root}", "Write the whole path")
+        found += same
+        missing += [] if same else [name]
+    if missing:
+        what = f"{len(missing):,} of the {len(wanted):,} images of {where} are not in {root}, the first is {missing[0]}"
+        raise ConfigError(what, "Names are paths below the root, one a line")
+    return found
 
 
-def _no_images(root: str | Path, skipped: list[tuple[str, str]]) -> ConfigError:
+def _is_wanted(name: str, source: Source, preparation: Preparation) -> bool:
+    if source.only_images:
+        return True
+    return PurePosixPath(name).suffix.lower() in preparation.extensions and not _is_hidden(name)
+
+
+def _problem(member: Member, preparation: Preparation) -> str | None:
+    """Why an image cannot be used, as far as its header tells."""
+    name, opener = member
+    try:
+        with opener() as file:
+            preparation.check(file, name)
+    except ImageError as error:
+        return error.reason
+    except READ_ERRORS as error:
+        return f"cannot be read ({error})"
+    return None
+
+
+def _no_images(root: str | Path, preparation: Preparation, skipped: list[tuple[str, str]]) -> ConfigError:
     if not skipped:
-        return ConfigError(f"no images in {root}", f"Looked for {' '.join(sorted(EXTENSIONS))}, in sub-folders too")
+        looked = " ".join(sorted(preparation.extensions))
+        return ConfigError(f"no images in {root}", f"Looked for {looked}, in sub-folders too")
     name, reason = skipped[0]
     return ConfigError(f"none of the {len(skipped)} images in {root} is usable; the first, {name}: {reason}")
-
-
-def _open_file(path: Path) -> IO[bytes]:
-    return path.open("rb")
-
-
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    file = tar.extractfile(member)
-    assert file is not None  # it would be None for a folder or a device, and those are not asked for
-    return file
-
-
-def _clean(name: str) -> str:
-    """A member's name without the "./" that `tar -C folder .` puts before it."""
-    return str(PurePosixPath(name))
 
 
 def _is_hidden(name: str) -> bool:

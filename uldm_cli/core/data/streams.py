@@ -6,6 +6,7 @@ What sample number k shows depends on the seed and on k alone: epoch k // L, pla
 
 import hashlib
 import signal
+import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from uldm_cli.core import rng
 from uldm_cli.core.images import ImageError
 from uldm_cli.errors import UldmError, UsageError
 
@@ -38,15 +40,12 @@ class Draws:
     seed: int
     numbers: Tensor
 
-    def __len__(self) -> int:
-        return len(self.numbers)
-
 
 class ImageSet(Protocol):
     """Square images of one size with labels. `dataset[i]` raises ImageError for a file that cannot be decoded.
 
-    A set whose training images depend on chance (a random crop) also has `sample(index, draws)`, which is `dataset[i]`
-    for training; `draws` is of one sample, and the result depends on the index and it alone.
+    A set whose training images depend on chance (a random crop) also has `sample(index, bits)`, which is
+    `dataset[index]` for training: `bits` is an int of 63 random bits, which `core.rng` draws for the sample's number.
 
     A set that is held in memory, or mapped into it, may also have `gather(indices, draws) -> (images, labels)`. It is
     then used, in the process itself, instead of reading item by item in workers. `draws` is None in evaluation.
@@ -156,6 +155,15 @@ def sequential(
     yield held
 
 
+def images_per_second(batches: Iterator[Batch], seconds: float = 5.0) -> float:
+    """How fast a stream yields images, over about so many seconds after its first batch, which starts the workers."""
+    next(batches)
+    images, began = 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < seconds:
+        images += len(next(batches))
+    return images / passed
+
+
 class _Reader(ABC):
     """What a worker runs: numbers to a batch. DataLoader hands `__getitems__` a whole batch's numbers at once."""
 
@@ -180,11 +188,10 @@ class _Reader(ABC):
         images, labels = gather(_int64(indices), draws)
         return Batch(images, labels, _int64(numbers))
 
-    def item(self, index: int, skipped: list[tuple[str, str]], draws: Draws | None = None) -> tuple[Tensor, int] | None:
+    def item(self, index: int, skipped: list[tuple[str, str]], bits: int | None = None) -> tuple[Tensor, int] | None:
         """One sample; None, with a note in `skipped`, when it cannot be decoded."""
-        sample = getattr(self.dataset, "sample", None) if draws else None
         try:
-            return sample(index, draws) if sample else self.dataset[index]
+            return self.dataset[index] if bits is None else self.dataset.sample(index, bits)  # type: ignore[attr-defined]
         except ImageError as error:
             if self.strict:
                 raise UsageError(str(error), STRICT_HINT) from error
@@ -214,13 +221,19 @@ class _ShuffledReader(_Reader):
         self._order = torch.empty(0, dtype=torch.int64)
 
     def read(self, numbers: Sequence[int]) -> Batch:
-        indices, draws = [self.index(number) for number in numbers], Draws(self.seed, _int64(numbers))
-        if (in_memory := self.gather(indices, numbers, draws)) is not None:
+        indices = [self.index(number) for number in numbers]
+        if (in_memory := self.gather(indices, numbers, Draws(self.seed, _int64(numbers)))) is not None:
             return in_memory
         skipped: list[tuple[str, str]] = []
-        each = [Draws(self.seed, number[None]) for number in draws.numbers]
-        found = [self.next_readable(index, skipped, draw) for index, draw in zip(indices, each, strict=True)]
+        found = [self.next_readable(*each, skipped) for each in zip(indices, self.bits(numbers), strict=True)]
         return self.batch(found, numbers, skipped)
+
+    def bits(self, numbers: Sequence[int]) -> Sequence[int | None]:
+        """What is random about each sample, where the set asks for it. One by one this takes as long as decoding."""
+        if not hasattr(self.dataset, "sample"):
+            return [None] * len(numbers)
+        drawn: list[int] = rng.bits(self.seed, rng.STREAM_CROP, _int64(numbers), 1)[:, 0].tolist()
+        return [value & (1 << 63) - 1 for value in drawn]
 
     def index(self, number: int) -> int:
         epoch, place = divmod(number, len(self.dataset))
@@ -229,9 +242,9 @@ class _ShuffledReader(_Reader):
             self._epoch = epoch
         return int(self._order[place])
 
-    def next_readable(self, index: int, skipped: list[tuple[str, str]], draws: Draws) -> tuple[Tensor, int]:
+    def next_readable(self, index: int, bits: int | None, skipped: list[tuple[str, str]]) -> tuple[Tensor, int]:
         for offset in range(len(self.dataset)):
-            if item := self.item((index + offset) % len(self.dataset), skipped, draws):
+            if item := self.item((index + offset) % len(self.dataset), skipped, bits):
                 return item
         raise _nothing_readable(skipped)
 

@@ -1,4 +1,4 @@
-"""Sets of images to train on and to measure with. `build()` opens the set and gives a core.data.ImageSet."""
+"""The MNIST family, and the small set that is embedded in the package."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -7,7 +7,7 @@ from pydantic import Field
 
 from uldm_cli import assets, fetch
 from uldm_cli.errors import ConfigError
-from uldm_cli.specs.base import Spec
+from uldm_cli.specs.datasets.base import Dataset
 
 if TYPE_CHECKING:
     from uldm_cli.core.data import ImageSet
@@ -16,33 +16,6 @@ DIGITS = tuple("0123456789")
 CLOTHES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 
 _PIXELS = 28  # side of the images of the MNIST family
-
-
-class Dataset(Spec):
-    """What all sets of images have in common."""
-
-    kind: str
-    size: int = Field(ge=8, le=4096, description="side of the square images, in pixels")
-    channels: Literal[1, 3] = Field(description="1 for grey, 3 for RGB")
-    flip: bool = Field(False, description="in training, mirror half of the images left to right")
-    strict: bool = Field(False, description="stop at an image that cannot be used instead of skipping it")
-
-
-class Images(Dataset):
-    """A folder, .tar or .zip of images, searched recursively; the sub-folders of its root are the classes.
-
-    The short side is scaled to `size` with an antialiased Lanczos filter, then the centre is cut out.
-    """
-
-    kind: Literal["images"] = "images"
-    root: str = Field(min_length=1, description="the folder, .tar or .zip")
-    size: int = Field(64, ge=8, le=4096, description="side of the square images, in pixels")
-    channels: Literal[1, 3] = Field(3, description="1 for grey, 3 for RGB")
-
-    def build(self) -> "ImageSet":
-        from uldm_cli.core.data import open_images
-
-        return open_images(self.root, size=self.size, channels=self.channels, strict=self.strict)
 
 
 class _MnistLike(Dataset):

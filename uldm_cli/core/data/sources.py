@@ -1,0 +1,258 @@
+"""Where image files come from: a folder, a .tar or .zip read in place, or an LMDB. Nothing is extracted to disk."""
+
+import io
+import os
+import tarfile
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, BinaryIO, Generic, Protocol, TypeVar
+from weakref import WeakValueDictionary
+
+from uldm_cli.core.images import EXTENSIONS
+from uldm_cli.errors import ConfigError, UsageError, nearest
+
+READ_ERRORS = (OSError, EOFError, RuntimeError, KeyError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+"""What reading a member may raise."""
+
+Handle = TypeVar("Handle", BinaryIO, zipfile.ZipFile)
+Member = tuple[str, Callable[[], IO[bytes]]]  # its name, relative to the root with forward slashes, and how to open it
+
+
+class Source(Protocol):
+    """Where files come from."""
+
+    only_images: bool
+    """Every member is an image, whatever its name."""
+
+    def members(self) -> Iterator[Member]:
+        """All regular files, in the order that is quickest to read."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The content of a file; raises one of _READ_ERRORS."""
+        ...
+
+
+def _raise(error: OSError) -> None:
+    """A sub-folder that cannot be listed would otherwise be missing without a word."""
+    raise UsageError(f"the folder {error.filename} cannot be read ({error.strerror})", "Check its permissions")
+
+
+class _Folder:
+    only_images = False
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def members(self) -> Iterator[Member]:
+        seen: set[str] = set()  # links to folders are followed, but not in circles
+        for folder, subfolders, files in os.walk(self._root, followlinks=True, onerror=_raise):
+            seen.add(os.path.realpath(folder))
+            subfolders[:] = [s for s in subfolders if os.path.realpath(os.path.join(folder, s)) not in seen]
+            below = "" if Path(folder) == self._root else f"{Path(folder).relative_to(self._root).as_posix()}/"
+            for file in files:
+                yield below + file, partial(_open_file, os.path.join(folder, file))
+
+    def read(self, name: str) -> bytes:
+        return (self._root / name).read_bytes()
+
+
+class _Archive(ABC, Generic[Handle]):
+    """A file that every process opens once, for itself: processes that share a handle would share its position."""
+
+    only_images = False
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._process = -1
+        self._handle: Handle | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_process": -1, "_handle": None}
+
+    def __del__(self) -> None:
+        if self._handle is not None:
+            self._handle.close()
+
+    @abstractmethod
+    def _open(self) -> Handle: ...
+
+    def _mine(self) -> Handle:
+        if self._handle is None or self._process != os.getpid():
+            self._handle, self._process = self._open(), os.getpid()
+        return self._handle
+
+
+class _Tar(_Archive[BinaryIO]):
+    """A plain tar: indexed once, its members then read by their place."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._places: dict[str, tuple[int, int]] = {}  # name to offset and length
+
+    def members(self) -> Iterator[Member]:
+        try:
+            with tarfile.open(self._path, "r:") as tar:
+                for member in tar:
+                    if member.isreg() and not member.issparse():
+                        name = _clean(member.name)
+                        self._places[name] = (member.offset_data, member.size)
+                        yield name, partial(_extract, tar, member)
+        except tarfile.TarError as error:
+            what = f"{self._path} is truncated or damaged after {len(self._places)} files ({error})"
+            raise ConfigError(what, "Copy or fetch it again") from error
+
+    def read(self, name: str) -> bytes:
+        offset, length = self._places[name]
+        file = self._mine()
+        file.seek(offset)
+        return file.read(length)
+
+    def _open(self) -> BinaryIO:
+        return self._path.open("rb")
+
+
+class _Zip(_Archive[zipfile.ZipFile]):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._real_names: dict[str, str] = {}
+
+    def members(self) -> Iterator[Member]:
+        try:
+            with zipfile.ZipFile(self._path) as archive:
+                for info in archive.infolist():
+                    if not info.is_dir():
+                        name = _clean(info.filename)
+                        self._real_names[name] = info.filename
+                        yield name, partial(archive.open, info)
+        except zipfile.BadZipFile as error:
+            raise ConfigError(f"{self._path} is truncated or damaged ({error})", "Copy or fetch it again") from error
+
+    def read(self, name: str) -> bytes:
+        return self._mine().read(self._real_names[name])
+
+    def _open(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(self._path)
+
+
+class _Lmdb:
+    """An LMDB of encoded images, as LSUN is published. Its keys are the names.
+
+    Processes that are forked read through the map that their parent opened: it has no position, and the library opens
+    a file once in a process and those forked from it.
+    """
+
+    only_images = True
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._environment: Any = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_environment": None}
+
+    def members(self) -> Iterator[Member]:
+        with self._open().begin() as reading, reading.cursor() as cursor:
+            for key in cursor.iternext(keys=True, values=False):
+                name = os.fsdecode(key)
+                yield name, partial(self._opened, name)
+
+    def read(self, name: str) -> bytes:
+        with self._open().begin() as reading:
+            value: bytes | None = reading.get(os.fsencode(name))
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def _opened(self, name: str) -> IO[bytes]:
+        return io.BytesIO(self.read(name))
+
+    def _open(self) -> Any:
+        if self._environment is None:
+            lmdb = optional("lmdb", f"{self._root} is an LMDB; to read it")
+            path = os.path.realpath(self._root)
+            self._environment = _environments.get(path)
+            if self._environment is None:
+                try:
+                    self._environment = lmdb.open(path, readonly=True, lock=False, readahead=False, create=False)
+                except lmdb.Error as error:
+                    raise ConfigError(f"{self._root} is no whole LMDB ({error})", "Copy or fetch it again") from error
+                _environments[path] = self._environment
+        return self._environment
+
+
+_environments: WeakValueDictionary[str, Any] = WeakValueDictionary()
+"""The LMDBs that are open in this process, by their real path."""
+
+
+def optional(package: str, purpose: str) -> Any:
+    """A package that uldm does not bring along.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        what = f"{purpose}, uldm needs the package {package}, which cannot be imported ({error})"
+        raise ConfigError(what, f"Install it: pip install {package}") from error
+
+
+def open_source(root: Path) -> Source:
+    """Goes by the content, not by the extension.
+
+    Raises:
+        ConfigError: root is missing, compressed, or of another type.
+    """
+    if (root / "data.mdb").is_file():
+        return _Lmdb(root)
+    if root.is_dir():
+        return _Folder(root)
+    if not root.exists():
+        raise _missing(root)
+    try:
+        with root.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise ConfigError(f"{root} cannot be read ({error.strerror})") from error
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")):
+        what = f"{root} is compressed, and single images cannot be read out of the middle of that"
+        raise ConfigError(what, "Unpack it to a folder, or to a plain .tar")
+    if start.startswith(b"PK"):
+        return _Zip(root)
+    if start[257:262] == b"ustar" or root.suffix.lower() == ".tar":
+        return _Tar(root)
+    hint = "Give the folder that holds it" if root.suffix.lower() in EXTENSIONS else None
+    raise ConfigError(f"{root} is neither a folder nor a .tar or .zip of images", hint)
+
+
+def _missing(root: Path) -> ConfigError:
+    """Names the part of the path that goes wrong, and what is there instead."""
+    wrong = root
+    near: str | None = None
+    while not wrong.parent.is_dir() and wrong.parent != wrong:
+        wrong = wrong.parent
+    with suppress(OSError):
+        near = nearest(wrong.name, [path.name for path in wrong.parent.iterdir()])
+    return ConfigError(f"{root} does not exist", f"Did you mean {wrong.parent / near}?" if near else None)
+
+
+def _open_file(path: str) -> IO[bytes]:
+    return open(path, "rb")
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    file = tar.extractfile(member)
+    assert file is not None  # it would be None for a folder or a device, and those are not asked for
+    return file
+
+
+def _clean(name: str) -> str:
+    """A member's name without the "./" that `tar -C folder .` puts before it."""
+    return str(PurePosixPath(name))

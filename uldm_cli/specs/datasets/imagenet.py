@@ -1,0 +1,205 @@
+"""ImageNet (ILSVRC 2012): opened as class folders, into which its archives are extracted once."""
+
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from uldm_cli import console
+from uldm_cli.errors import ConfigError, UldmError
+from uldm_cli.specs.datasets.base import CHANNELS, SIZE, Prepared
+
+if TYPE_CHECKING:
+    from uldm_cli.core.data import ImageSet
+
+SYNSETS = "validation_synset.txt"
+_CLASSES = 1000
+_SYNSET = re.compile(r"n\d{8}")
+_PICTURE = re.compile(r"\w[\w.-]*")
+
+
+class ImageNet(Prepared):
+    """ImageNet (Russakovsky et al. 2015): 1,281,167 images to train, 50,000 to validate, 1,000 classes.
+
+    The archives are extracted once, to `autoencoders/data/ILSVRC2012_{split}/data` in the user's cache
+    (XDG_CACHE_HOME, ~/.cache), where the published code looks for them; `.ready` beside it says that all are there.
+    """
+
+    kind: Literal["imagenet"] = "imagenet"
+    root: str | None = Field(
+        None,
+        min_length=1,
+        description="the archive, its folder, or a folder of class folders; without one, what was extracted before",
+    )
+    split: Literal["train", "validation"] = Field("train", description="the training or the validation images")
+    size: int = Field(256, ge=8, le=4096, description=SIZE)
+    channels: Literal[1, 3] = Field(3, description=CHANNELS)
+
+    archives: ClassVar[dict[str, str]] = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
+
+    def build(self) -> "ImageSet":
+        from uldm_cli.core.data import open_files
+
+        folder = self._folder()
+        return open_files(folder, self.preparation(), checked=False, strict=self.strict)
+
+    def _folder(self) -> Path:
+        """The class folders, after extracting them where that is still to be done."""
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        target = home / "autoencoders" / "data" / f"ILSVRC2012_{self.split}"
+        root = Path(self.root).expanduser() if self.root else target
+        below = {"train": ("train",), "validation": ("validation", "val")}[self.split]
+        for folder in (root, *(root / name for name in below)):
+            if folder != target and _is_sorted(folder):
+                return folder
+        if not (target / ".ready").exists():
+            name = self.archives[self.split]
+            archive = next((file for file in (root, root / name, target / name) if file.is_file()), None)
+            if archive is None:
+                hint = (
+                    f"Give data.root=FOLDER with {name}, from image-net.org; or with the class folders, n01440764, ..."
+                )
+                raise ConfigError(f"{root} does not hold ImageNet's {self.split} images", hint)
+            extract(archive, target, validation=self.split == "validation")
+        return target / "data"
+
+
+def _is_sorted(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(_SYNSET.fullmatch(entry.name) and entry.is_dir() for entry in entries)
+    except OSError:
+        return False
+
+
+def extract(archive: Path, target: Path, *, validation: bool) -> None:
+    """Extracts one of ImageNet's archives to class folders in `target/data`; the file `target/.ready` is made last.
+
+    Killed, it goes on where it was. Only plain files are written, into folders and under names that it checks.
+
+    Raises:
+        ConfigError: the archive is damaged or not ImageNet's; or the validation images' classes are nowhere.
+        UldmError: it cannot be written, for want of room, say.
+    """
+    size = archive.stat().st_size
+    try:
+        (target / "data").mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target).free
+        if free < size and not any((target / "data").iterdir()):
+            what = f"{archive} does not fit into {target}: it has {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+            raise UldmError(what, "Make room, or set XDG_CACHE_HOME to a folder on another disk")
+        with console.progress(size, f"extracting {archive.name}", "B") as progress, _open(archive) as tar:
+            if validation:
+                _extract_validation(tar, archive, target / "data", progress)
+            else:
+                _extract_train(tar, archive, target / "data", progress)
+        _finish(target)
+    except OSError as error:
+        hint = "The same command goes on from there"
+        raise UldmError(f"{archive} cannot be extracted to {target} ({error.strerror or error})", hint) from error
+
+
+def _finish(target: Path) -> None:
+    """Removes what killed extractions left, writes the list that the published code reads, and the marker."""
+    folders = sorted((target / "data").iterdir())
+    for folder in folders:
+        if folder.name.startswith("."):
+            shutil.rmtree(folder)
+    classes = [folder for folder in folders if _SYNSET.fullmatch(folder.name)]
+    if len(classes) != _CLASSES:
+        console.warn(f"{target / 'data'} has {len(classes)} classes, and ImageNet {_CLASSES:,}")
+    names = (f"{folder.name}/{file}\n" for folder in classes for file in sorted(os.listdir(folder)))
+    (target / "filelist.txt").write_text("".join(names), encoding="utf-8")
+    (target / ".ready").touch()
+
+
+@contextmanager
+def _open(archive: Path) -> Iterator[tarfile.TarFile]:
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            yield tar
+    except tarfile.TarError as error:
+        raise ConfigError(f"{archive} is truncated or damaged ({error})", "Copy or fetch it again") from error
+
+
+def _extract_train(tar: tarfile.TarFile, archive: Path, data: Path, progress: console.Progress) -> None:
+    """An archive of archives, one a class. A class is whole when its folder has its name."""
+    for member in tar:
+        synset = member.name.removeprefix("./").removesuffix(".tar")
+        if not member.isreg() or not _SYNSET.fullmatch(synset):
+            raise _not_imagenet(archive, member.name, "archives such as n01440764.tar")
+        if not (data / synset).exists():
+            part = data / f".{synset}.{os.getpid()}"
+            part.mkdir(exist_ok=True)
+            with tarfile.open(fileobj=_content(tar, member), mode="r:") as images:
+                for image in images:
+                    _write(images, image, archive, part)
+            _put(part, data / synset)
+        progress.advance(member.size)
+
+
+def _put(part: Path, place: Path) -> None:
+    """Gives a folder its name, unless another process was quicker."""
+    try:
+        part.rename(place)
+    except OSError:
+        if not place.is_dir():
+            raise
+        shutil.rmtree(part)
+
+
+def _extract_validation(tar: tarfile.TarFile, archive: Path, data: Path, progress: console.Progress) -> None:
+    synsets = _synsets(archive, data.parent)
+    for member in tar:
+        name = member.name.rpartition("/")[2]
+        synset = synsets.get(name)
+        if synset is None:
+            raise _not_imagenet(archive, member.name, f"the images of {SYNSETS}")
+        folder = data / synset
+        folder.mkdir(exist_ok=True)
+        if not (folder / name).exists():
+            _write(tar, member, archive, folder)
+        progress.advance(member.size)
+    missing = next((name for name, synset in synsets.items() if not (data / synset / name).is_file()), None)
+    if missing:
+        raise ConfigError(f"{archive} is not whole: {missing} of {SYNSETS} is not in it", "Copy or fetch it again")
+
+
+def _synsets(archive: Path, target: Path) -> dict[str, str]:
+    """The class of each validation image: the archive does not say."""
+    path = next((folder / SYNSETS for folder in (archive.parent, target) if (folder / SYNSETS).is_file()), None)
+    if path is None:
+        what = f"{archive} does not say which class its images are of, and there is no {SYNSETS} beside it"
+        raise ConfigError(what, "It has a line `ILSVRC2012_val_00000001.JPEG n01751748` for each image")
+    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for i, line in enumerate(lines, 1):
+        if len(line) != 2 or not _SYNSET.fullmatch(line[1]):
+            raise ConfigError(f"{path} line {i}: expected a file and its class, such as n01751748", "Fetch it again")
+    return dict(lines)
+
+
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: Path, folder: Path) -> None:
+    """A member as a file of the folder, which appears whole or not at all."""
+    name = member.name.removeprefix("./")
+    if not member.isreg() or not _PICTURE.fullmatch(name):
+        raise _not_imagenet(archive, member.name, "plain files without folders")
+    part = folder / f".{name}.{os.getpid()}"
+    with _content(tar, member) as source, part.open("wb") as file:
+        shutil.copyfileobj(source, file)
+    part.rename(folder / name)
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    file = tar.extractfile(member)
+    assert file is not None, "it is a regular file"
+    return file
+
+
+def _not_imagenet(archive: Path, name: str, expected: str) -> ConfigError:
+    return ConfigError(f"{archive} is not ImageNet's: it holds {name!r}, expected {expected}", "Fetch it again")
