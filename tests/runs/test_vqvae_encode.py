@@ -364,6 +364,13 @@ def test_images_that_the_autoencoder_cannot_take(encoding, tmp_path):
         vqvae_encode.plan(encoding(data=grey), tmp_path / "z")
 
 
+def test_random_crops_cannot_be_encoded(encoding, photos, tmp_path):
+    data = {"kind": "images", "root": str(photos), "size": 16, "crop": "random"}
+    with pytest.raises(ConfigError, match=r"data\.crop is random"):
+        encode(encoding(data=data), tmp_path / "z")
+    assert not (tmp_path / "z").exists()
+
+
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
     """Inside, writing more than so many bytes to a file fails, as on a disk that is full."""

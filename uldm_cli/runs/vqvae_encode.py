@@ -143,9 +143,10 @@ def run(plan: Plan) -> Result:
 
 def _open(data: "Dataset") -> "ImageSet":
     images = open_images(data)
-    if hasattr(images, "sample"):
-        what = "what is cut out of an image is drawn anew each time it is trained on, and one cut cannot stand for all"
-        raise ConfigError(f"these images cannot be encoded beforehand: {what}", "Take the centre: data.crop=center")
+    # A set of a plugin that draws its samples, and does not say that it always cuts out the centre, counts as random.
+    if getattr(data, "crop", "random" if hasattr(images, "sample") else "center") == "random":
+        what = "data.crop is random: training sees another part of an image each time, and only one can be encoded"
+        raise ConfigError(what, "Name the images with data.crop=center, or train without a cache")
     return images
 
 
