@@ -30,7 +30,7 @@ from uldm_cli.core.known import known_region
 from uldm_cli.core.latent import LatentDiffusion
 from uldm_cli.core.samplers import Constrain, Denoise, Noise, Step, ddpm, posterior_deviation
 from uldm_cli.core.spacing import uniform_timesteps
-from uldm_cli.formats.compvis.buffers import betas_of, schedule_buffers
+from uldm_cli.formats.compvis.buffers import schedule_buffers
 from uldm_cli.formats.compvis.write import source_tensors
 from uldm_cli.runs.models import ModelFile, load_latent_diffusion, model_config, resolve
 from uldm_cli.specs.models import LatentDiffusionModel
@@ -137,7 +137,7 @@ def schedule(case: Case) -> Iterator[tuple[str, Tensor]]:
     yield "ddim.alphas", squares[1:]
     yield "ddim.alphas_prev", squares[:-1]
     yield "ddim.sigmas.eta1", torch.tensor([posterior_deviation(told, t, s) for t, s in pairs], dtype=torch.float64)
-    computed = schedule_buffers(betas_of(model_config(case.file, LatentDiffusionModel).schedule))
+    computed = schedule_buffers(model_config(case.file, LatentDiffusionModel).schedule.betas())
     computed["scale_factor"] = torch.tensor(case.model.scale_factor)
     written = source_tensors(case.file.checkpoint)
     for name in case.stored:

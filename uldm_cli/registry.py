@@ -38,6 +38,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "scaled_linear": "uldm_cli.specs.schedules:ScaledLinear",
         "linear": "uldm_cli.specs.schedules:Linear",
         "cosine": "uldm_cli.specs.schedules:Cosine",
+        "sigmoid": "uldm_cli.specs.schedules:Sigmoid",
     },
     "backbones": {"unet": "uldm_cli.specs.backbones:UNet"},
     "autoencoders": {

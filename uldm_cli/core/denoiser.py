@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from uldm_cli.core.conditioning import Condition
-from uldm_cli.core.samplers import Prediction
-from uldm_cli.core.schedules import Schedule
+from uldm_cli.core.samplers import Prediction, PredictionWithVariance
+from uldm_cli.core.schedules import Schedule, ends_in_noise
+from uldm_cli.errors import UsageError
 
 Target = Literal["eps", "x0", "v"]
 """What a network predicts: the noise, the clean signal, or the velocity v = alpha eps - sigma x0."""
@@ -21,20 +22,32 @@ class Denoiser(nn.Module):
             `Condition` has them, and `x` with the condition's channels after its own.
         schedule: alpha and sigma.
         target: what the backbone predicts (v: Salimans & Ho 2022, appendix D).
+        learned_variance: the backbone gives 2 C channels, the other half being where the variance of an ancestral step
+            lies (see `PredictionWithVariance`).
+
+    Raises:
+        UsageError: the noise is to be predicted also where there is nothing else, which would say nothing.
     """
 
-    def __init__(self, backbone: nn.Module, schedule: Schedule, target: Target) -> None:
+    def __init__(
+        self, backbone: nn.Module, schedule: Schedule, target: Target, *, learned_variance: bool = False
+    ) -> None:
         super().__init__()
+        if target == "eps" and ends_in_noise(schedule):
+            raise UsageError("the schedule's last timestep holds no signal, so that eps says nothing", "Use v or x0")
         self.backbone, self.schedule, self.target = backbone, schedule, target
+        self.learned_variance = learned_variance
 
     def forward(self, x: Tensor, t: int, condition: Condition | None = None) -> Prediction:
         """For float32 `x` `[N, C, H, W]` whose samples are all at timestep t. Computes in the backbone's dtype."""
         times = torch.tensor([t], device=x.device)
         out = self.predict(x, times, condition).to(x.dtype, memory_format=torch.contiguous_format)
-        return convert(self.target, out, x, self.schedule.alpha(t), self.schedule.sigma(t))
+        said, variance = out.chunk(2, dim=1) if self.learned_variance else (out, None)
+        prediction = convert(self.target, said, x, self.schedule.alpha(t), self.schedule.sigma(t))
+        return prediction if variance is None else PredictionWithVariance(*prediction, variance)
 
     def predict(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
-        """The backbone's own answer, in its dtype, at timesteps `t` `[N]` or `[1]`."""
+        """The backbone's own answer, in its dtype, at timesteps `t` `[N]` or `[1]`: C channels, or 2 C."""
         dtype = next(self.backbone.parameters()).dtype
         told: dict[str, Tensor] = {}
         if condition is not None:
@@ -47,8 +60,11 @@ class Denoiser(nn.Module):
         return self.backbone(x.to(dtype, memory_format=torch.channels_last), t, **told)
 
 
-def convert(target: Target, out: Tensor, x: Tensor, alpha: float, sigma: float) -> Prediction:
-    """x0 and eps from a network's output at a noised input (v: assumes alpha^2 + sigma^2 = 1)."""
+def convert(target: Target, out: Tensor, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Prediction:
+    """x0 and eps from a network's output at a noised input (v: assumes alpha^2 + sigma^2 = 1).
+
+    Where alpha is 0, only of x0 and v: an output of eps says nothing of x0 there.
+    """
     if target == "eps":
         return Prediction((x - sigma * out) / alpha, out)
     if target == "x0":

@@ -38,6 +38,11 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """What a loss or a statistic is computed in: float64 stays, lower precisions are lifted to float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _cpu_has(question: str) -> bool:
     """Asks torch about an instruction of the processor. The questions are not public: one that is gone counts as no."""
     return bool(getattr(torch.cpu, question, lambda: False)())

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from uldm_cli.core.conditioning import Condition
 from uldm_cli.core.denoiser import Denoiser
-from uldm_cli.core.samplers import Denoise, Prediction
+from uldm_cli.core.samplers import Denoise, Prediction, PredictionWithVariance
 from uldm_cli.errors import UsageError
 
 
@@ -18,6 +18,7 @@ def guided(
 
     With an unconditional condition and a scale other than 1, `eps = eps_u + scale (eps_c - eps_u)` (Ho & Salimans 2022,
     in the latent-diffusion code's notation). Both come of one call of the network, with the unconditional half first.
+    A learned variance is that of the condition.
 
     Args:
         denoiser: takes a condition as its third argument.
@@ -33,9 +34,13 @@ def guided(
     both = _batch(unconditional, condition)
 
     def denoise(x: Tensor, t: int) -> Prediction:
-        x0, eps = denoiser(torch.cat([x, x]), t, both)
+        prediction = denoiser(torch.cat([x, x]), t, both)
+        x0, eps = prediction
         # x0 is affine in eps at a given x, so mixing it in the same way gives the x0 of the mixed eps.
-        return Prediction(_mixed(x0, scale), _mixed(eps, scale))
+        mixed = Prediction(_mixed(x0, scale), _mixed(eps, scale))
+        if not isinstance(prediction, PredictionWithVariance):
+            return mixed
+        return PredictionWithVariance(*mixed, prediction.variance.chunk(2)[1])
 
     return denoise
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from uldm_cli.core.conditioners import FirstStage
 from uldm_cli.core.conditioning import Condition, Conditioning, place
 from uldm_cli.core.denoiser import Denoiser
+from uldm_cli.core.device import at_least_float32
 from uldm_cli.core.samplers import Prediction
 from uldm_cli.core.schedules import Schedule
 from uldm_cli.core.tiling import decode_tiled
@@ -27,6 +28,25 @@ class Autoencoder(Protocol):
 
     def from_latent(self, z: Tensor) -> Tensor:
         """Latents `[N, z, h, w]` to images in about [-1, 1]."""
+
+
+@torch.no_grad()
+def to_latents(autoencoder: Any, images: Tensor, noise: Tensor | None = None) -> Tensor:
+    """Images `[N, C, H, W]` in [-1, 1] to unscaled latents `[N, z, h, w]`, float32, or float64 where the weights are.
+
+    Args:
+        autoencoder: an `Autoencoder` and a module.
+        images: in any floating type.
+        noise: standard normal `[N, z, h, w]`, by which a KL autoencoder's latents are drawn; else they are the means.
+    """
+    dtype = next(autoencoder.parameters()).dtype
+    return at_least_float32(autoencoder.to_latent(images.to(dtype), None if noise is None else noise.to(dtype)))
+
+
+def drawn(moments: Tensor, noise: Tensor) -> Tensor:
+    """Latents `[N, z, h, w]` from their mean and log-variance, together `[N, 2 z, h, w]`, by standard normal noise."""
+    mean, logvar = moments.chunk(2, dim=1)
+    return mean + (0.5 * logvar).exp() * noise
 
 
 class LatentDiffusion(nn.Module):
@@ -90,21 +110,16 @@ class LatentDiffusion(nn.Module):
         if self.conditioner is None:
             raise UsageError("this model takes no condition", "It was trained without")
         if isinstance(self.conditioner, FirstStage):
-            return self._latents(value)
+            return to_latents(self.autoencoder, value)
         if value.is_floating_point():
             value = value.to(next((p.dtype for p in self.conditioner.parameters()), value.dtype))
         encoded = self.conditioner(value)
         return encoded.float() if encoded.is_floating_point() else encoded
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Images `[N, C, H, W]` in [-1, 1] to scaled latents, float32 `[N, z, h, w]`."""
-        return self._latents(images) * self.scale_factor
-
-    @torch.no_grad()
-    def _latents(self, images: Tensor) -> Tensor:
-        dtype = next(self.autoencoder.parameters()).dtype
-        return self.autoencoder.to_latent(images.to(dtype)).float()
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Images `[N, C, H, W]` in [-1, 1] to scaled latents `[N, z, h, w]`; see `to_latents`."""
+        return to_latents(self.autoencoder, images, noise) * self.scale_factor
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:

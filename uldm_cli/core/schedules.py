@@ -32,7 +32,7 @@ class VariancePreserving(nn.Module):
     """The discrete schedule of DDPM: alpha^2 + sigma^2 = 1 (Ho et al. 2020, eq. 4).
 
     Args:
-        betas: float64 `[T]`, each in (0, 1).
+        betas: float64 `[T]`, each in (0, 1); the last may be 1, so that nothing of the signal is left there.
     """
 
     alphas_cumprod: Tensor
@@ -40,10 +40,11 @@ class VariancePreserving(nn.Module):
 
     def __init__(self, betas: Tensor) -> None:
         super().__init__()
-        if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
+        if betas.ndim != 1 or not bool(((betas > 0) & (betas <= 1)).all() and (betas[:-1] < 1).all()):
             raise UsageError("the schedule's betas must all lie between 0 and 1", "Check its start and end")
         alphas_cumprod = torch.cumprod(1 - betas.double(), 0).float()
-        if not (alphas_cumprod[-1] > 0 and alphas_cumprod[0] < 1 and bool((alphas_cumprod.diff() < 0).all())):
+        vanished = alphas_cumprod[-1] == 0 and betas[-1] < 1
+        if vanished or not (alphas_cumprod[0] < 1 and bool((alphas_cumprod.diff() < 0).all())):
             raise UsageError(
                 f"float32 cannot tell all {len(betas)} noise levels of this schedule apart",
                 "Use fewer timesteps, or betas that are less extreme",
@@ -62,6 +63,11 @@ class VariancePreserving(nn.Module):
     def factors(self, t: Tensor) -> tuple[Tensor, Tensor]:
         a = self.alphas_cumprod[t].view(-1, 1, 1, 1)
         return a.sqrt(), (1 - a).sqrt()
+
+
+def ends_in_noise(schedule: Schedule) -> bool:
+    """Whether nothing of the signal is left at the last timestep (zero terminal signal-to-noise ratio)."""
+    return schedule.alpha(schedule.T - 1) == 0
 
 
 def linear_betas(T: int, start: float, end: float) -> Tensor:
@@ -83,3 +89,33 @@ def cosine_betas(T: int, offset: float = 0.008, max_beta: float = 0.999) -> Tens
     u = torch.arange(T + 1, dtype=torch.float64) / T
     bars = alpha_bar(u)
     return (1 - bars[1:] / bars[:-1]).clamp(max=max_beta)
+
+
+def sigmoid_betas(T: int, start: float = -3, end: float = 3, tau: float = 1, max_beta: float = 0.999) -> Tensor:
+    """Betas that make alpha_bar a falling sigmoid (Jabri et al. 2022, algorithm 1). float64 `[T]`.
+
+    Args:
+        T: number of timesteps.
+        start: where on the sigmoid the clean end lies.
+        end: where the noisy end lies, greater than start.
+        tau: temperature; greater ones flatten the curve.
+        max_beta: the formula alone would leave nothing of the signal at the last timestep.
+    """
+    u = torch.arange(T + 1, dtype=torch.float64) / T
+    curve = torch.sigmoid((start + u * (end - start)) / tau)
+    bars = curve[-1] - curve
+    return (1 - bars[1:] / bars[:-1]).clamp(max=max_beta)
+
+
+def without_signal_at_the_end(betas: Tensor) -> Tensor:
+    """Betas whose last alpha_bar is 0 and whose first is as before (Lin et al. 2023, algorithm 1).
+
+    In between, sqrt(alpha_bar) is shifted and scaled.
+
+    Args:
+        betas: float64 `[T]`, T at least 2.
+    """
+    roots = torch.cumprod(1 - betas, 0).sqrt()
+    roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+    bars = torch.cat([torch.ones(1, dtype=roots.dtype), roots**2])
+    return 1 - bars[1:] / bars[:-1]

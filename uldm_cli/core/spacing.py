@@ -13,11 +13,23 @@ def uniform_timesteps(T: int, steps: int) -> list[int]:
     Raises:
         UsageError: fewer than one step, or more than T.
     """
-    if not 1 <= steps <= T:
-        raise UsageError(f"{steps} sampling steps asked for", f"The model's schedule allows 1 to {T}")
+    _check(T, steps)
     if steps == T:
         return list(range(T - 1, -2, -1))
     return [i * T // steps + 1 for i in range(steps - 1, -1, -1)] + [0]
+
+
+def trailing_timesteps(T: int, steps: int) -> list[int]:
+    """As many timesteps, evenly spread from the last, T - 1, on, and the clean end, -1 (Lin et al. 2023, table 2).
+
+    `t_i = round(T - i T / steps) - 1`, halves being rounded to the even number. A model whose last timestep holds no
+    signal was trained to begin there.
+
+    Raises:
+        UsageError: fewer than one step, or more than T.
+    """
+    _check(T, steps)
+    return [round(T - i * T / steps) - 1 for i in range(steps)] + [-1]
 
 
 def compvis_timesteps(T: int, steps: int) -> list[int]:
@@ -32,6 +44,11 @@ def compvis_timesteps(T: int, steps: int) -> list[int]:
         hint = _working_neighbours(T, steps)
         raise ConfigError(f"the compvis spacing cannot take {steps} steps over {T} timesteps", hint)
     return [t + 1 for t in reversed(range(0, T, T // steps))] + [0]
+
+
+def _check(T: int, steps: int) -> None:
+    if not 1 <= steps <= T:
+        raise UsageError(f"{steps} sampling steps asked for", f"The model's schedule allows 1 to {T}")
 
 
 def _compvis_works(T: int, steps: int) -> bool:

@@ -328,9 +328,10 @@ def _unet(spec: UNet, model: LatentDiffusionModel) -> Iterator[Stage]:
         for _ in range(spec.num_res_blocks + 1):
             layers += _unet_block(spec, width + skips.pop(), out, i)
             width = out
-        layers += _unet_resampling(spec, width) if i else [_convolution(width, channels, normed=True)]
+        layers += _unet_resampling(spec, width) if i else [_convolution(width, model.predicted_channels, normed=True)]
         yield _level("decoder", side >> i, layers, out, _heads(spec, out, i))
-    yield Stage("maps", _PREDICTIONS[model.target], channels, side)
+    variance = " and variance" if model.learned_variance else ""
+    yield Stage("maps", _PREDICTIONS[model.target] + variance, model.predicted_channels, side)
 
 
 def _heads(spec: UNet, width: int, level: int | None = None) -> int | None:
@@ -375,7 +376,8 @@ def _unet_facts(model: LatentDiffusionModel) -> Iterator[str]:
     channels, *size = model.latent_shape
     yield "U-Net"
     yield f"input {_shape((channels + model.concat_channels, size[0], size[1]))}"
-    yield f"predicts {'the ' if model.target != 'eps' else ''}{_PREDICTIONS[model.target]}"
+    variance = " and the variance of a step" if model.learned_variance else ""
+    yield f"predicts {'the ' if model.target != 'eps' else ''}{_PREDICTIONS[model.target]}{variance}"
     if model.conditioner is not None:
         condition = _CONDITIONS.get(model.conditioner.kind, model.conditioner.kind)  # type: ignore[attr-defined]
         yield f"{_WAYS[str(model.conditioning)]} {condition}"

@@ -133,6 +133,7 @@ def _to_be_trained(spec: DiffusionTraining) -> LatentDiffusionModel:
         backbone=spec.backbone,
         schedule=spec.schedule,
         target=spec.target,
+        learned_variance=spec.learned_variance,
         scale_factor=spec.scale_factor or 1.0,
     )
 

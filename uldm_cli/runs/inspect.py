@@ -101,7 +101,7 @@ def _facts(file: ModelFile) -> dict[str, Any]:
     return _autoencoder_facts(diffusion) | {
         "backbone": _described(diffusion.backbone),
         "schedule": _described(diffusion.schedule),
-        "predicts": diffusion.target,
+        "predicts": diffusion.target + (" and variance" if diffusion.learned_variance else ""),
         "scale factor": diffusion.scale_factor,
         "conditioning": f"{diffusion.conditioning}: {_described(conditioner)}" if conditioner else "none",
         "weights": f"{', '.join(header.weights)} ({KINDS[header.kind]})",

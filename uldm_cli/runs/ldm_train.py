@@ -1,6 +1,7 @@
 """`uldm ldm train`: trains a latent diffusion model in the latents of a trained autoencoder."""
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,7 @@ from uldm_cli import console
 from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.runs.checkpoints import MODEL
 from uldm_cli.runs.metrics import Line
-from uldm_cli.runs.models import load_autoencoder, model_config, newest_autoencoder, resolve
+from uldm_cli.runs.models import load_autoencoder, load_backbone, model_config, newest_autoencoder, resolve
 from uldm_cli.runs.outdir import OUTPUTS, default_outdir
 from uldm_cli.runs.preview import Preview
 from uldm_cli.runs.preview import preview as make_preview
@@ -23,16 +24,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
-    import torch
     from torch import Tensor
 
     from uldm_cli.core.data import ImageSet
+    from uldm_cli.core.engine import Engine
     from uldm_cli.core.latent import Autoencoder
 
 SHOWN = 16
 PICTURE_STEPS = 50
-MEASURED = 1024
-"""Images from which the scale factor is measured."""
+MEASURED, CHECKED = 1024, 128
+"""Images from which the scale factor is measured, and on which one that was given is checked."""
+UNUSUAL, WRONG = 1.5, 4.0
+"""By what factor the scaled latents' deviation may be off 1 before it is told, and before it is refused."""
 
 
 def plan(
@@ -50,8 +53,10 @@ def preview(plan: Plan[DiffusionTraining]) -> Preview:
     autoencoder = model_config(resolve(spec.autoencoder, "autoencoder"), AutoencoderModel)
     channels, side, _ = autoencoder.latent_shape
     with torch.device("meta"):
-        module = spec.backbone.build(channels, channels)
+        module = spec.backbone.build(channels, channels * (2 if spec.learned_variance else 1))
     details = {"autoencoder": str(spec.autoencoder), "latents": f"{channels} channels of {side}x{side}"}
+    if spec.init_from is not None:
+        details["begins with"] = spec.init_from
     return make_preview(plan, "latent diffusion", module, details)
 
 
@@ -84,34 +89,94 @@ def complete(spec: DiffusionTraining) -> DiffusionTraining:
     return completed
 
 
-def measured_scale(
-    autoencoder: "Autoencoder", images: "ImageSet", seed: int, device: "torch.device", *, strict: bool
-) -> float:
-    """One over the standard deviation of latents, over all dimensions (Rombach et al. 2022, appendix G).
+def base_config(reference: str) -> dict[str, Any]:
+    """What a training takes over from the latent diffusion model that it begins with, as a config below all others.
 
-    Args:
-        autoencoder: whose latents are measured.
-        images: of which the first MEASURED that training will see are taken.
-        seed: of the training's order.
-        device: where the autoencoder is.
-        strict: stop at a file that cannot be decoded.
+    That is the model whole: network, schedule, target, scale factor, autoencoder and defaults of sampling; and the
+    images that it was trained on, if it tells them.
+
+    Raises:
+        ConfigError: there is no such model, or it needs a condition.
     """
-    import torch
+    file = resolve(reference)
+    model = model_config(file, LatentDiffusionModel)
+    if model.conditioning is not None:
+        what = f"{file.name} needs a condition ({model.conditioning}), and training gives none yet"
+        raise ConfigError(what, "Begin with an unconditional model")
+    try:
+        data = data_of(file.header.training, file.name)
+    except ConfigError:  # of a plugin that is not here: whoever trains names images anyhow
+        data = None
+    channels, size, _ = model.image_shape
+    images = {"kind": "images", "size": size, "channels": channels} if data is None else data.model_dump(mode="json")
+    kept = model.model_dump(
+        mode="json", include={"backbone", "schedule", "target", "learned_variance", "scale_factor", "sample"}
+    )
+    return {"init_from": reference, "autoencoder": reference, "data": images, **kept}
 
-    from uldm_cli.core.data import stream
-    from uldm_cli.core.training import to_float
 
-    latents = []
-    with console.progress(MEASURED, "measuring the scale of the latents", "images") as progress, torch.no_grad():
-        for batch in islice(stream(images, batch_size=64, seed=seed, strict=strict), MEASURED // 64):
-            latents.append(autoencoder.to_latent(to_float(batch.image.to(device))).cpu().double())
-            progress.advance(64)
-    deviation = float(torch.cat(latents).std())
-    if not (math.isfinite(deviation) and deviation > 0):
-        what = f"the autoencoder's latents of {MEASURED} images have the standard deviation {deviation}"
-        raise UldmError(what, "Train it on such images first")
-    console.note(f"scale factor {1 / deviation:.5f}, measured on {MEASURED} images")
-    return 1 / deviation
+@dataclass(frozen=True)
+class Measuring:
+    """How the spread of latents is measured: on the first images that training will see."""
+
+    autoencoder: Any
+    images: "ImageSet"
+    shape: tuple[int, int, int]
+    """Of a latent."""
+    seed: int
+    """Of the training."""
+    engine: "Engine"
+    """Of the training; the autoencoder is on its device."""
+    strict: bool
+    """Whether to stop at a file that cannot be decoded."""
+
+    def scale(self) -> float:
+        """One over the latents' standard deviation, over all dimensions (Rombach et al. 2022, appendix G)."""
+        scale = 1 / self._deviation(MEASURED)
+        console.note(f"scale factor {scale:.5f}, measured on {MEASURED} images")
+        return scale
+
+    def check(self, scale: float, name: str) -> None:
+        """Holds a scale factor that was given against the latents of the autoencoder called `name`.
+
+        Raises:
+            ConfigError: it cannot be this autoencoder's.
+        """
+        deviation = self._deviation(CHECKED)
+        off = max(scale * deviation, 1 / (scale * deviation))
+        said = (
+            f"scale_factor {scale:.5g} brings the latents of {name} to a standard deviation of {scale * deviation:.3g} "
+            f"instead of 1: measured on {CHECKED} images it would be {1 / deviation:.5g}"
+        )
+        if off > WRONG:
+            raise ConfigError(said, "scale_factor=null has it measured; or name the autoencoder that it is of")
+        if off > UNUSUAL:
+            console.warn(f"{said}; scale_factor=null measures it")
+
+    def _deviation(self, count: int) -> float:
+        """Of the latents of so many images; what the first process finds counts in all of them."""
+        import torch
+
+        from uldm_cli.core.data import stream
+        from uldm_cli.core.diffusing import training_latents
+        from uldm_cli.core.training import to_float
+
+        latents, device = [], self.engine.device
+        with console.progress(count, "measuring the scale of the latents", "images") as progress:
+            for batch in islice(stream(self.images, batch_size=64, seed=self.seed, strict=self.strict), count // 64):
+                image, number = batch.image.to(device), batch.number.to(device)
+                cached = image.is_floating_point()
+                image = image if cached else to_float(image)
+                found = training_latents(
+                    self.autoencoder, image, number, seed=self.seed, shape=self.shape, cached=cached
+                )
+                latents.append(found.cpu().double())
+                progress.advance(64)
+        deviation: float = self.engine.from_main(float(torch.cat(latents).std()))
+        if not (math.isfinite(deviation) and deviation > 0):
+            what = f"the autoencoder's latents of {count} images have the standard deviation {deviation}"
+            raise UldmError(what, "Train it on such images first")
+        return deviation
 
 
 class DiffusionJob:
@@ -134,16 +199,19 @@ class DiffusionJob:
         source = str(plan.checkpoint / MODEL) if plan.checkpoint else spec.autoencoder
         autoencoder: Any = load_autoencoder(resolve(source, "autoencoder")).to(engine.device)
         autoencoder.to(memory_format=torch.channels_last)
-        self.config = self._model(plan, autoencoder, engine.device)
+        self.config = self._model(plan, autoencoder, engine)
         torch.manual_seed(spec.train.seed)
         self.model = self.config.build()
         self.model.autoencoder = autoencoder
         self.module = self.model.denoiser.backbone.to(memory_format=torch.channels_last)
+        if spec.init_from is not None and not plan.checkpoint:
+            load_backbone(self.module, resolve(spec.init_from))
+            console.note(f"begins with the weights of {spec.init_from}")
         if spec.train.compile:
             self.module.compile()
             autoencoder.encoder.compile()
         self.trainer = Trainer(
-            DiffusionTask(self.model, spec.train.seed),
+            DiffusionTask(self.model, spec.train.seed, spec.loss.build()),
             self.module,
             engine,
             spec.optim.build(spec.train.steps),
@@ -154,21 +222,33 @@ class DiffusionJob:
         self.title = f"latent diffusion, {count_parameters(self.module):,} parameters, {engine.precision}"
 
     def _model(
-        self, plan: Plan[DiffusionTraining], autoencoder: "Autoencoder", device: "torch.device"
+        self, plan: Plan[DiffusionTraining], autoencoder: "Autoencoder", engine: "Engine"
     ) -> LatentDiffusionModel:
         """The model's config. A scale factor that is not given is measured, or read from where training goes on."""
         spec = plan.config
         if plan.checkpoint:
             return model_config(resolve(str(plan.checkpoint)), LatentDiffusionModel)
+        held = model_config(resolve(spec.autoencoder, "autoencoder"), AutoencoderModel)
+        held = held.model_copy(update={"image_size": self.dataset.size})
+        measuring = Measuring(
+            autoencoder, self.dataset, held.latent_shape, spec.train.seed, engine, strict=self.data.strict
+        )
         scale = spec.scale_factor
         if scale is None:
-            scale = measured_scale(autoencoder, self.dataset, spec.train.seed, device, strict=self.data.strict)
+            scale = measuring.scale()
+        else:
+            measuring.check(scale, str(spec.autoencoder))
+        if spec.loss.weighting == "min-snr" and getattr(spec.schedule, "zero_terminal_snr", False):
+            console.warn(
+                "loss.weighting min-snr gives the last timestep, where sampling begins, no weight; simple does"
+            )
         return LatentDiffusionModel(
-            autoencoder=model_config(resolve(spec.autoencoder, "autoencoder"), AutoencoderModel).autoencoder,
-            image_size=self.dataset.size,
+            autoencoder=held.autoencoder,
+            image_size=held.image_size,
             backbone=spec.backbone,
             schedule=spec.schedule,
             target=spec.target,
+            learned_variance=spec.learned_variance,
             scale_factor=scale,
             sample=spec.sample,
         )

@@ -117,6 +117,16 @@ def load_autoencoder(file: ModelFile, weights: str | None = None) -> "nn.Module"
     return module.float().eval()
 
 
+def load_backbone(backbone: "nn.Module", file: ModelFile, weights: str | None = None) -> None:
+    """Loads the weights of a latent diffusion model's denoising network; `weights` as in `load_latent_diffusion`.
+
+    Raises:
+        ConfigError: it is another network; the tensors that differ are named.
+    """
+    compvis.check_schedule(file.checkpoint)
+    _load(backbone, file, _part(file, weights))
+
+
 def load_latent_diffusion(
     file: ModelFile, *, device: str = "cpu", precision: str = "fp32", weights: str | None = None
 ) -> "LatentDiffusion":

@@ -204,6 +204,11 @@ def _checked(spec: Walk, file: ModelFile) -> LatentDiffusionModel:
             f"{file.name} needs a condition ({model.conditioning}), and this command gives none",
             "It samples from unconditional models",
         )
+    if getattr(spec.sampler, "variance", None) == "learned" and not model.learned_variance:
+        raise ConfigError(
+            f"sampler.variance learned: {file.name} has learned no variance",
+            "Take posterior or beta, or train a model with learned_variance=true",
+        )
     return model
 
 

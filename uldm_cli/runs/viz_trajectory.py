@@ -326,7 +326,7 @@ def _title(read: Trajectory, courses: Sequence[Course]) -> str:
     except (KeyError, ValueError):
         sampler = {}
     said = [Path(read.about.get("model", "")).name, str(sampler.pop("kind", "")).upper()]
-    if sampler.get("spacing") == "uniform":  # nobody expects another
+    if sampler.get("spacing") in ("auto", "uniform"):  # nobody expects another
         del sampler["spacing"]
     for name, value in sampler.items():
         shown = f"{value:g}" if isinstance(value, float) else str(value)

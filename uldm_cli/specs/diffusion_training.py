@@ -14,17 +14,46 @@ from uldm_cli.specs.datasets import Dataset
 from uldm_cli.specs.explain import Origin, explain
 from uldm_cli.specs.models import Target
 from uldm_cli.specs.sampling import Sampling
-from uldm_cli.specs.schedules import ScaledLinear
-from uldm_cli.specs.training import Optim, Train, misfit
+from uldm_cli.specs.schedules import ScaledLinear, unlearnable
+from uldm_cli.specs.training import Optim, Part, Train, misfit
 
 if TYPE_CHECKING:
     from pydantic_core import PydanticCustomError
+
+    from uldm_cli.core.diffusing import DiffusionLoss as Loss
+
+
+class DiffusionLoss(Part):
+    """How what the network says is held against what it should have said."""
+
+    norm: Literal["l2", "l1"] = Field("l2", description="Mean squared or mean absolute difference.")
+    weighting: Literal["simple", "min-snr"] = Field(
+        "simple", description="Of the timesteps: all alike, or by their signal-to-noise ratio, clipped (l2 only)."
+    )
+    gamma: float = Field(5.0, gt=0, description="Where min-snr clips the signal-to-noise ratio.")
+    vlb: float = Field(0.001, gt=0, description="Factor of the variational bound that trains a learned variance.")
+
+    @model_validator(mode="after")
+    def _weighting_fits(self) -> Self:
+        if self.norm == "l1" and self.weighting == "min-snr":
+            raise problem("min-snr weighs squared errors, and norm is l1", "Take l2, or simple", path="weighting")
+        return self
+
+    def build(self) -> "Loss":
+        from uldm_cli.core.diffusing import DiffusionLoss as Loss
+
+        return Loss(**self.model_dump())
 
 
 class DiffusionTraining(Spec):
     """Trains a latent diffusion model in the latents of a trained autoencoder."""
 
     kind: Literal["ldm-train"] = "ldm-train"
+    init_from: str | None = Field(
+        None,
+        min_length=1,
+        description="The latent diffusion model whose weights training begins with: a path or a name.",
+    )
     autoencoder: str | None = Field(
         None, description="The trained autoencoder: a run folder, a checkpoint or a name; null takes the newest run's."
     )
@@ -36,11 +65,15 @@ class DiffusionTraining(Spec):
     )
     schedule: Annotated[Spec, Slot("schedules")] = Field(ScaledLinear(), description="The noise schedule.")
     target: Target = Field("eps", description="What the network predicts: noise, clean latent, or velocity.")
+    learned_variance: bool = Field(
+        False, description="The network also learns the variance of DDPM's steps, in as many channels again."
+    )
+    loss: DiffusionLoss = DiffusionLoss()
     scale_factor: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Brings latents to unit deviation; null measures it on the first images.",
+        description="Brings latents to unit deviation; null measures it on the first images; a number is checked.",
     )
     optim: Optim = Optim()
     train: Train = Train(steps=2000)
@@ -56,6 +89,12 @@ class DiffusionTraining(Spec):
         except ValidationError as error:
             wrong = explain(error, Sampling, tree, {})
             raise problem(wrong.message, wrong.hint, path="sample") from None
+        return self
+
+    @model_validator(mode="after")
+    def _target_is_learnable(self) -> Self:
+        if wrong := unlearnable(self.target, self.schedule):
+            raise wrong
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from uldm_cli.specs.autoencoders import Autoencoder
 from uldm_cli.specs.backbones import Backbone
 from uldm_cli.specs.base import Slot, Spec, problem
 from uldm_cli.specs.explain import Origin, explain
+from uldm_cli.specs.schedules import unlearnable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,6 +55,8 @@ class LatentDiffusionModel(Model):
     backbone: Annotated[Backbone, Slot("backbones")]
     schedule: Annotated[Spec, Slot("schedules")]
     target: Target
+    learned_variance: bool = False
+    """Whether the backbone has twice the latent's channels, the other half telling the variance of ancestral steps."""
     scale_factor: float = Field(gt=0)
     conditioner: Annotated[Spec, Slot("conditioners")] | None = None
     conditioning: Conditioning | None = None
@@ -61,6 +64,12 @@ class LatentDiffusionModel(Model):
     concat_channels: NonNegativeInt = 0
     """Channels of the condition that stand beside the latent's."""
     sample: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _target_is_learnable(self) -> Self:
+        if wrong := unlearnable(self.target, self.schedule):
+            raise wrong
+        return self
 
     @model_validator(mode="after")
     def _conditioning_fits(self) -> Self:
@@ -75,15 +84,20 @@ class LatentDiffusionModel(Model):
             raise problem(f"with {how} conditioning it cannot be one that takes {said}", path="backbone")
         return self
 
+    @property
+    def predicted_channels(self) -> int:
+        """Channels of what the backbone gives."""
+        return self.latent_shape[0] * (2 if self.learned_variance else 1)
+
     def build(self) -> "LatentDiffusion":
         from uldm_cli.core.denoiser import Denoiser
         from uldm_cli.core.latent import LatentDiffusion
 
         channels = self.latent_shape[0]
-        backbone = self.backbone.build(channels + self.concat_channels, channels)
+        backbone = self.backbone.build(channels + self.concat_channels, self.predicted_channels)
         return LatentDiffusion(
             self.autoencoder.build(),
-            Denoiser(backbone, self.schedule.build(), self.target),
+            Denoiser(backbone, self.schedule.build(), self.target, learned_variance=self.learned_variance),
             self.scale_factor,
             self.latent_shape,
             self.image_shape,

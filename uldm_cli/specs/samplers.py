@@ -28,8 +28,10 @@ class Sampler(Protocol):
     ) -> "Iterator[Step]": ...
 
 
-Timesteps = Callable[[int], list[int]]
-"""Of a schedule's number of timesteps T, those that sampling takes, falling, with the one that it arrives at."""
+class Timesteps(Protocol):
+    """Chooses the timesteps that sampling takes of a schedule's T, falling, with the one that it arrives at."""
+
+    def __call__(self, T: int, *, ends_in_noise: bool) -> list[int]: ...
 
 
 def _at(choose: Timesteps, sampler: "Callable[..., Iterator[Step]]", **settings: object) -> Sampler:
@@ -38,9 +40,19 @@ def _at(choose: Timesteps, sampler: "Callable[..., Iterator[Step]]", **settings:
     def sample(
         denoise: "Denoise", x: "Tensor", schedule: "Schedule", noise: "Noise", constrain: "Constrain | None" = None
     ) -> "Iterator[Step]":
-        return sampler(denoise, x, schedule, noise, constrain, timesteps=choose(schedule.T), **settings)
+        from uldm_cli.core.schedules import ends_in_noise
+
+        timesteps = choose(schedule.T, ends_in_noise=ends_in_noise(schedule))
+        return sampler(denoise, x, schedule, noise, constrain, timesteps=timesteps, **settings)
 
     return sample
+
+
+def _exactly(T: int, *, steps: int, ends_in_noise: bool) -> list[int]:
+    """Exactly so many timesteps, with the last where sampling must begin there."""
+    from uldm_cli.core.spacing import trailing_timesteps, uniform_timesteps
+
+    return (trailing_timesteps if ends_in_noise else uniform_timesteps)(T, steps)
 
 
 class Spaced(Spec):
@@ -48,21 +60,29 @@ class Spaced(Spec):
 
     kind: str
     steps: int = Field(50, ge=1)
-    spacing: Literal["uniform", "compvis"] = Field(
-        "uniform",
-        description="uniform makes exactly so many steps; compvis is the published code's spacing, which can make more "
-        "(400 of 1000 timesteps makes 500).",
+    spacing: Literal["auto", "uniform", "trailing", "compvis"] = Field(
+        "auto",
+        description="uniform arrives at the first timestep; trailing begins at the very last one. auto is trailing for "
+        "a schedule whose last timestep holds no signal, and else uniform. compvis is the published code's spacing, "
+        "which can make more steps (400 of 1000 timesteps makes 500).",
     )
 
-    def timesteps(self, T: int) -> list[int]:
+    def timesteps(self, T: int, *, ends_in_noise: bool = False) -> list[int]:
         """Those taken of a schedule's T, falling, and the one that the last step arrives at.
+
+        Args:
+            T: the schedule's number of timesteps.
+            ends_in_noise: whether nothing of the signal is left at its last.
 
         Raises:
             UsageError: there is no such number of steps.
         """
-        from uldm_cli.core.spacing import compvis_timesteps, uniform_timesteps
+        from uldm_cli.core.spacing import compvis_timesteps
 
-        return (compvis_timesteps if self.spacing == "compvis" else uniform_timesteps)(T, self.steps)
+        if self.spacing == "compvis":
+            return compvis_timesteps(T, self.steps)
+        trailing = ends_in_noise if self.spacing == "auto" else self.spacing == "trailing"
+        return _exactly(T, steps=self.steps, ends_in_noise=trailing)
 
 
 class DDIM(Spaced):
@@ -95,10 +115,11 @@ class DDPM(Spec):
 
     kind: Literal["ddpm"] = "ddpm"
     steps: int = Field(1000, ge=1, description="Number of sampling steps; all timesteps of the model by default.")
-    variance: Literal["posterior", "beta"] = Field("posterior", description="Variance of the noise of a step.")
+    variance: Literal["posterior", "beta", "learned"] = Field(
+        "posterior", description="Variance of the noise of a step; learned is for models that have learned it."
+    )
 
     def build(self) -> Sampler:
         from uldm_cli.core.samplers import ddpm
-        from uldm_cli.core.spacing import uniform_timesteps
 
-        return _at(partial(uniform_timesteps, steps=self.steps), ddpm, variance=self.variance)
+        return _at(partial(_exactly, steps=self.steps), ddpm, variance=self.variance)

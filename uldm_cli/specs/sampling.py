@@ -101,7 +101,7 @@ def _default_save(data: dict[str, Any]) -> tuple[Product, ...]:
 def _known_steps(info: ValidationInfo) -> int | None:
     """How many steps the sampler makes, where its own fields say that and no schedule has to be asked."""
     sampler = info.data.get("sampler")
-    if isinstance(sampler, Spaced) and sampler.spacing != "uniform":
+    if isinstance(sampler, Spaced) and sampler.spacing == "compvis":
         return None
     return getattr(sampler, "steps", None)
 

@@ -53,6 +53,9 @@ class Train(Part):
         0, ge=0, le=LARGEST_SEED, description="Of the start values, the data's order, noise and augmentation."
     )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay of the averaged weights, which warms up.")
+    ema_profiles: tuple[Annotated[float, Field(ge=0.01, le=0.28)], ...] = Field(
+        (), description="Widths (sigma_rel) of averages kept of every save, as 0.05,0.1: for `ema` to make others of."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
         "auto",
         description="auto: bfloat16 where the device computes it natively, with float32 weights. fp16 needs CUDA.",

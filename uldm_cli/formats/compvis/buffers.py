@@ -11,16 +11,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def betas_of(schedule: Any) -> "Tensor":
-    """The betas, float64 `[T]`, of the spec of a schedule that the reference knows, too."""
-    from uldm_cli.core import schedules
-
-    if schedule.kind == "cosine":
-        return schedules.cosine_betas(schedule.timesteps, schedule.offset)
-    make = {"scaled_linear": schedules.scaled_linear_betas, "linear": schedules.linear_betas}[schedule.kind]
-    return make(schedule.timesteps, schedule.start, schedule.end)
-
-
 def schedule_buffers(betas: "Tensor") -> "dict[str, Tensor]":
     """All that the reference precomputes of a schedule (Ho et al. 2020, eq. 4, 6 and 7).
 
@@ -74,7 +64,8 @@ def check_schedule(checkpoint: Checkpoint) -> None:
     stored = checkpoint.tensors.get(f"{KEPT}betas")
     if stored is None or checkpoint.header.kind != "latent-diffusion":
         return
-    betas = betas_of(read_model(LatentDiffusionModel, checkpoint.header.config, str(checkpoint.path)).schedule)
+    schedule: Any = read_model(LatentDiffusionModel, checkpoint.header.config, str(checkpoint.path)).schedule
+    betas: Tensor = schedule.betas()
     found = stored.read().double()
     if found.shape != betas.shape:
         said = f"{checkpoint.path} has a schedule of {list(stored.shape)} timesteps, and its config one of {len(betas)}"

@@ -59,6 +59,8 @@ def _latent_diffusion(model: Mapping[str, Any], path: Path, has: Has) -> dict[st
         raise _unfit(path, "backbone.kind", network["kind"], "The reference has only unet")
     if model["target"] not in TARGETS_OF_TRAINING.values():
         raise _unfit(path, "target", model["target"], "The reference knows eps and x0")
+    if model["learned_variance"]:
+        raise _unfit(path, "learned_variance", True, "The reference's models predict no variance")
     return {
         **_schedule(model["schedule"], path),
         "num_timesteps_cond": 1,
@@ -89,6 +91,8 @@ def _schedule(schedule: Mapping[str, Any], path: Path) -> dict[str, Any]:
     kind = schedule["kind"]
     if kind not in names:
         raise _unfit(path, "schedule.kind", kind, f"The reference knows {', '.join(names)}")
+    if schedule["zero_terminal_snr"]:
+        raise _unfit(path, "schedule.zero_terminal_snr", True, "In the reference some of the signal is always left")
     start = {"beta_schedule": names[kind], "timesteps": schedule["timesteps"]}
     if kind == "cosine":
         return start | {"cosine_s": schedule["offset"]}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from uldm_cli.errors import UldmError
 from uldm_cli.formats.checkpoint import KEPT, KINDS, Checkpoint
-from uldm_cli.formats.compvis.buffers import average_counters, betas_of, schedule_buffers
+from uldm_cli.formats.compvis.buffers import average_counters, schedule_buffers
 from uldm_cli.formats.compvis.emit import Has, config_of
 from uldm_cli.formats.compvis.names import BUFFERS, EMA, ORIGINAL, TWIN, order, source_name
 from uldm_cli.formats.compvis.pickled import write_pickle
@@ -63,7 +63,8 @@ def _completed(checkpoint: Checkpoint, tensors: dict[str, TensorRef]) -> dict[st
     model = read_model(LatentDiffusionModel, checkpoint.header.config, str(checkpoint.path))
     added: dict[str, Tensor] = {}
     if not set(BUFFERS) <= set(tensors):
-        added |= schedule_buffers(betas_of(model.schedule))
+        schedule: Any = model.schedule
+        added |= schedule_buffers(schedule.betas())
     if any(name.startswith(EMA) for name in tensors):
         added |= average_counters(checkpoint.header.step)
     completed = {name: TensorRef.of(value) for name, value in added.items()} | tensors

@@ -12,7 +12,7 @@ SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_c
 """Diffusers' names of schedules, and ours."""
 TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 COSINE_OFFSET = 0.008  # the only one that diffusers has
-FIXED = {"trained_betas": (None,), "rescale_betas_zero_snr": (False,), "thresholding": (False,)}
+FIXED = {"trained_betas": (None,), "rescale_betas_zero_snr": (False, True), "thresholding": (False,)}
 
 
 def read_scheduler(fields: Fields) -> tuple[dict[str, Any], str, list[str]]:
@@ -26,11 +26,12 @@ def read_scheduler(fields: Fields) -> tuple[dict[str, Any], str, list[str]]:
     schedule["timesteps"] = timesteps
     start, end = fields.number("beta_start", 0.0001), fields.number("beta_end", 0.02)
     schedule |= {"offset": COSINE_OFFSET} if schedule["kind"] == "cosine" else {"start": start, "end": end}
+    schedule["zero_terminal_snr"] = fields.get("rescale_betas_zero_snr", False)
     target = TARGETS[fields.choice("prediction_type", list(TARGETS))]
     warnings = []
     if kind != "PNDMScheduler" and fields.get("clip_sample", True):
         warnings.append(f"{fields.path}: clip_sample limits latents to [-1, 1] in diffusers, which uldm does not do")
-    if (spacing := fields.get("timestep_spacing", "leading")) != "leading":
+    if (spacing := fields.get("timestep_spacing", "leading")) != _spacing(schedule):
         warnings.append(f"{fields.path}: timestep_spacing is {spacing!r:.40}, and uldm takes its own timesteps")
     return schedule, target, warnings
 
@@ -54,13 +55,19 @@ def write_scheduler(schedule: Mapping[str, Any], target: str) -> dict[str, Any]:
         "_class_name": "DDIMScheduler",
         "beta_schedule": names[schedule["kind"]],
         **betas,
+        # As uldm samples where the last timestep holds no signal: from it on, and to the clean end.
+        "set_alpha_to_one": schedule["zero_terminal_snr"],
+        "timestep_spacing": _spacing(schedule),
+        "rescale_betas_zero_snr": schedule["zero_terminal_snr"],
         "clip_sample": False,
         "num_train_timesteps": schedule["timesteps"],
         "prediction_type": {ours: theirs for theirs, ours in TARGETS.items()}[target],
-        "rescale_betas_zero_snr": False,
-        "set_alpha_to_one": False,
         "steps_offset": 1,
         "thresholding": False,
-        "timestep_spacing": "leading",
         "trained_betas": None,
     }
+
+
+def _spacing(schedule: Mapping[str, Any]) -> str:
+    """Diffusers' name of the timesteps that uldm takes by default."""
+    return "trailing" if schedule["zero_terminal_snr"] else "leading"

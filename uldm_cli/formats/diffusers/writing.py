@@ -80,6 +80,11 @@ def _pipeline(checkpoint: Checkpoint, weights: str | None) -> tuple[dict[str, _M
             f"conditioning is {model.conditioning!r}, and diffusers' {PIPELINE} is unconditional",
             "Only models without a condition can be written for diffusers",
         )
+    if model.learned_variance:
+        raise ConfigError(
+            f"learned_variance is true, and the networks of diffusers' {PIPELINE} predict no variance",
+            "uldm's own format holds it",
+        )
     backbone = model.backbone.model_dump()
     channels, side, _ = model.latent_shape
     unet_config = unet.write_unet(backbone, channels, side)
