@@ -1,6 +1,6 @@
 """Quantizers side by side: the same small VQ-VAE trained with each on real photographs, as a Markdown table.
 
-python benchmarks/codebooks.py --write docs/quantizers.md        # about 15 minutes on two cores
+python benchmarks/codebooks.py --write docs/quantizers.md        # about ten minutes on two cores
 python benchmarks/codebooks.py --epochs 1 --only ema fsq         # a quick look
 
 The data are `fruits64` in the folder that ULDM_TEST_ASSETS names, or --data and --test: folders or archives of images.
@@ -63,7 +63,7 @@ class Row:
 
 def config(quantizer: dict[str, Any], data: Path, epochs: int, images: int, device: str) -> AutoencoderTraining:
     """A training that ends with the end of an epoch."""
-    shape = {"down_channels": (16, 32, 32), "mid_channels": (32, 32), "norm_channels": 8, "num_heads": 2}
+    shape = {"down_channels": (8, 16, 16), "mid_channels": (16, 16), "norm_channels": 8, "num_heads": 2}
     depth = {"num_down_layers": 1, "num_up_layers": 1, "z_channels": 4, "codebook_size": CODES}
     return AutoencoderTraining.model_validate(
         {

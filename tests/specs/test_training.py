@@ -38,7 +38,7 @@ def test_defaults_fit_each_other():
         (["data.channels=3"], "data.channels=3 (command line): expected 1, the channels of the autoencoder's images"),
         (["data.size=30"], "data.size=30 (command line): expected a multiple of 4, the autoencoder's factor, got 30"),
         (["autoencoder.in_channels=3"], "data.channels: expected 3, the channels of the autoencoder's images, got 1"),
-        (["loss.lpips=1", "data.size=28"], "loss.lpips=1 (command line): takes images of 32 pixels or more"),
+        (["loss.lpips=1", "data.size=28"], "loss.lpips=1 (command line): takes images of 31 pixels or more"),
         (["optim.lr=0"], "optim.lr=0 (command line): expected a number greater than 0"),
         (["optim.lr=NaN"], "optim.lr=NaN (command line): expected a finite number"),
         (["optim.betas=[0.9,1]"], "optim.betas.1: expected a number less than 1, got 1"),

@@ -321,6 +321,8 @@ class FSQ(Quantizer):
         levels: number of values of each channel of a latent, from 3: with two the paper's bound is lopsided.
     """
 
+    basis: Tensor
+    half_width: Tensor
     grid: Tensor
     """int64 `[K, D]`: the code of each index as whole numbers around 0. The first channel counts fastest."""
 

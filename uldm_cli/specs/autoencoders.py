@@ -1,7 +1,7 @@
 """Autoencoders that a config can name."""
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -17,9 +17,6 @@ Widths = tuple[PositiveInt, ...]
 
 class Autoencoder(Spec):
     """What every autoencoder says of its images and latents."""
-
-    trainable: ClassVar[bool] = True
-    """Whether `uldm vqvae train` can train it."""
 
     kind: str
     in_channels: PositiveInt = Field(3, description="Channels of the images: 3 for colour, 1 for grey.")
@@ -175,8 +172,6 @@ class VQ(Published):
 
 class KL(Published):
     """Autoencoder with normally distributed latents, as in the published latent diffusion models."""
-
-    trainable: ClassVar[bool] = False
 
     kind: Literal["kl"] = "kl"
     ch_mult: Widths = Field(
