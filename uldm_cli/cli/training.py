@@ -1,7 +1,7 @@
 """`uldm vqvae train` and `uldm ldm train`: the command that both are, and what it shows of a run."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from uldm_cli.runs.preview import Preview
     from uldm_cli.runs.train import Result
 
+InitFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--init-from", metavar="REF", help="Begin with the weights of this model; what is not given is as it says."
+    ),
+]
 LABELS = {
     "epoch": "epochs",
     "l1": "mean absolute error",
@@ -65,6 +71,7 @@ def add_train(app: typer.Typer, about: str, examples: str, command: str) -> None
         arguments: Arguments = None,
         batch_size: BatchSize = None,
         seed: Seed = None,
+        init_from: InitFrom = None,
         outdir: Outdir = None,
         resume: Resume = False,
         dry_run: DryRun = False,

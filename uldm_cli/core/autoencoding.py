@@ -170,7 +170,7 @@ class AutoencoderTask(Task):
             generator, weight = self._fool(recon, nll)
             loss = loss + weight * generator
             logs |= {"generator": generator, "d_weight": weight}
-        logs["psnr"] = -10 * torch.log10(logs["l2"].detach() / 4)
+        logs["psnr"] = mean_psnr(recon.detach(), image)
         return loss, {"loss": loss.detach(), **{name: value.detach() for name, value in logs.items()}}
 
     def _reconstruct(self, image: Tensor, number: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -268,6 +268,14 @@ class AutoencoderTask(Task):
             self.logvar.copy_(state["logvar"])
         if self.discriminator is not None:
             self.discriminator.load_state_dict(part("discriminator."))
+
+
+def mean_psnr(recon: Tensor, image: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, the mean over images `[N, C, H, W]` in [-1, 1]: a scalar.
+
+    A mean over images can be shared out among processes; the ratio of a batch's mean error could not.
+    """
+    return (-10 * torch.log10((recon - image).square().flatten(1).mean(1) / 4)).mean()
 
 
 def _bytes(hexadecimal: str) -> Tensor:

@@ -218,6 +218,7 @@ class DiffusionJob:
             ema_decay=spec.train.ema_decay,
             flip_seed=spec.train.seed if spec.data.flip else None,
             accumulate=spec.train.accumulate,
+            ema_profiles=spec.train.ema_profiles,
         )
         self.title = f"latent diffusion, {count_parameters(self.module):,} parameters, {engine.precision}"
 

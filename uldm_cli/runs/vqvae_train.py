@@ -38,6 +38,18 @@ def plan(
     return make_plan(spec, outdir, default_outdir("vqvae", "train", config), resume=resume)
 
 
+def base_config(reference: str) -> dict[str, Any]:
+    """What a training takes over from the model that it begins with, as a config below all others: its autoencoder.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    config = model_config(resolve(reference, "autoencoder"), AutoencoderModel)
+    channels, size, _ = config.image_shape
+    images = {"kind": "images", "size": size, "channels": channels}
+    return {"init_from": reference, "autoencoder": config.autoencoder.model_dump(mode="json"), "data": images}
+
+
 def preview(plan: Plan[AutoencoderTraining]) -> Preview:
     """What `run` would do."""
     import torch
@@ -154,6 +166,7 @@ class AutoencoderJob:
             ema_decay=spec.train.ema_decay,
             flip_seed=self.seed if spec.data.flip else None,
             accumulate=spec.train.accumulate,
+            ema_profiles=spec.train.ema_profiles,
         )
         self.title = f"autoencoder, {count_parameters(self.module):,} parameters, {self.trainer.engine.precision}"
         self._warned: set[str] = set()
