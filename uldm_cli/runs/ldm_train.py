@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from uldm_cli import console
 from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.runs.checkpoints import MODEL
+from uldm_cli.runs.latent_cache import cached_data, check_autoencoder, read_index, training_set
 from uldm_cli.runs.metrics import Line
-from uldm_cli.runs.models import load_autoencoder, load_backbone, model_config, newest_autoencoder, resolve
-from uldm_cli.runs.outdir import OUTPUTS, default_outdir
+from uldm_cli.runs.models import load_autoencoder, load_backbone, model_config, resolve
+from uldm_cli.runs.outdir import default_outdir
 from uldm_cli.runs.preview import Preview
 from uldm_cli.runs.preview import preview as make_preview
-from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, make_plan, open_images, train
+from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, make_plan, train
+from uldm_cli.runs.trained_on import chosen_autoencoder, chosen_data
 from uldm_cli.runs.vqvae_train import squeezed
 from uldm_cli.specs.diffusion_training import DiffusionTraining, data_of
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel
@@ -42,7 +44,15 @@ def plan(
     spec: DiffusionTraining, outdir: Path | None, config: Path | None, *, resume: bool = False
 ) -> Plan[DiffusionTraining]:
     """Where a run writes and what it goes on from. What the config leaves open is filled in: autoencoder, data."""
-    return make_plan(complete(spec), outdir, default_outdir("ldm", "train", config), resume=resume)
+    plan = make_plan(complete(spec), outdir, default_outdir("ldm", "train", config), resume=resume)
+    if spec.latents is not None:
+        check_autoencoder(Path(spec.latents), resolve(_source(plan), "autoencoder"))
+    return plan
+
+
+def _source(plan: Plan[DiffusionTraining]) -> str | None:
+    """Where the autoencoder lies. A run goes on with the one that it began with, whatever its name leads to now."""
+    return str(plan.checkpoint / MODEL) if plan.checkpoint else plan.config.autoencoder
 
 
 def preview(plan: Plan[DiffusionTraining]) -> Preview:
@@ -55,6 +65,8 @@ def preview(plan: Plan[DiffusionTraining]) -> Preview:
     with torch.device("meta"):
         module = spec.backbone.build(channels, channels * (2 if spec.learned_variance else 1))
     details = {"autoencoder": str(spec.autoencoder), "latents": f"{channels} channels of {side}x{side}"}
+    if spec.latents is not None:
+        details["read from"] = spec.latents
     if spec.init_from is not None:
         details["begins with"] = spec.init_from
     return make_preview(plan, "latent diffusion", module, details)
@@ -71,19 +83,13 @@ def complete(spec: DiffusionTraining) -> DiffusionTraining:
     Raises:
         ConfigError: there is no autoencoder, or it cannot take the data, or the backbone not its latents.
     """
-    reference = spec.autoencoder or newest_autoencoder(OUTPUTS)
-    if reference is None:
-        embedded = "autoencoder=fruits64 data=images data.root=FOLDER takes the embedded one"
-        hint = f"Run `uldm vqvae train` first, or name one: autoencoder=PATH; {embedded}"
-        raise ConfigError(f"there is no trained autoencoder in {OUTPUTS}", hint)
-    file = resolve(reference, "autoencoder")
-    if spec.autoencoder is None:
-        of = file.header.training.get("train", {}).get("steps", "?")
-        console.note(f"autoencoder: {reference}, the newest run (step {file.header.step} of {of})")
-    data = spec.data or data_of(file.header.training, file.name)
-    if data is None:
-        what = f"{file.name} does not say which images it was trained on"
-        raise ConfigError(what, "Name them, as in data=images data.root=FOLDER")
+    if spec.latents is None:
+        reference, file = chosen_autoencoder(spec.autoencoder)
+        data = chosen_data(spec.data, file)
+    else:
+        index = read_index(Path(spec.latents))
+        reference, file = chosen_autoencoder(spec.autoencoder or index.reference)
+        data = cached_data(Path(spec.latents), index, spec.data)
     completed = spec.model_copy(update={"autoencoder": reference, "data": data})
     completed.check_fit(model_config(file, AutoencoderModel).autoencoder, reference)
     return completed
@@ -193,11 +199,9 @@ class DiffusionJob:
         spec = plan.config
         assert spec.data is not None
         self.data = spec.data
-        self.dataset = open_images(spec.data)
+        self.dataset = training_set(spec)
         engine = make_engine(plan)
-        # A run goes on with the autoencoder that it began with, whatever the reference leads to now.
-        source = str(plan.checkpoint / MODEL) if plan.checkpoint else spec.autoencoder
-        autoencoder: Any = load_autoencoder(resolve(source, "autoencoder")).to(engine.device)
+        autoencoder: Any = load_autoencoder(resolve(_source(plan), "autoencoder")).to(engine.device)
         autoencoder.to(memory_format=torch.channels_last)
         self.config = self._model(plan, autoencoder, engine)
         torch.manual_seed(spec.train.seed)
@@ -211,12 +215,12 @@ class DiffusionJob:
             self.module.compile()
             autoencoder.encoder.compile()
         self.trainer = Trainer(
-            DiffusionTask(self.model, spec.train.seed, spec.loss.build()),
+            DiffusionTask(self.model, spec.train.seed, spec.loss.build(), cached=spec.latents is not None),
             self.module,
             engine,
             spec.optim.build(spec.train.steps),
             ema_decay=spec.train.ema_decay,
-            flip_seed=spec.train.seed if spec.data.flip else None,
+            flip_seed=spec.train.seed if spec.data.flip and spec.latents is None else None,
             accumulate=spec.train.accumulate,
             ema_profiles=spec.train.ema_profiles,
         )
@@ -235,7 +239,10 @@ class DiffusionJob:
             autoencoder, self.dataset, held.latent_shape, spec.train.seed, engine, strict=self.data.strict
         )
         scale = spec.scale_factor
-        if scale is None:
+        if scale is None and spec.latents is not None:
+            scale = read_index(Path(spec.latents)).scale_factor
+            console.note(f"scale factor {scale:.5f}, measured on all latents in {spec.latents}")
+        elif scale is None:
             scale = measuring.scale()
         else:
             measuring.check(scale, str(spec.autoencoder))

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from uldm_cli.runs.train import Plan, count_parameters, open_images
+from uldm_cli.runs.latent_cache import training_set
+from uldm_cli.runs.train import Plan, count_parameters
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +28,7 @@ def preview(plan: Plan[Any], what: str, module: "nn.Module", details: dict[str, 
     """What a run would do, for `--dry-run`. `module` is what it would train, and may be without memory ("meta")."""
     from uldm_cli.core.device import pick_device, pick_dtype
 
-    images = open_images(plan.config.data)
+    images = training_set(plan.config)
     device = pick_device(plan.train.device)
     precision = str(pick_dtype(plan.train.precision, device)).removeprefix("torch.")
     return Preview(
