@@ -78,6 +78,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     # The config of each built-in command; what a plugin offers in this group is the command itself.
     "commands": {
         "vqvae-train": "uldm_cli.specs.autoencoder_training:AutoencoderTraining",
+        "vqvae-encode": "uldm_cli.specs.encoding:Encoding",
         "ldm-train": "uldm_cli.specs.diffusion_training:DiffusionTraining",
         "ldm-sample": "uldm_cli.specs.sampling:Sampling",
         "ldm-explain": "uldm_cli.specs.explaining:Explaining",

@@ -13,7 +13,9 @@ app = typer.Typer(no_args_is_help=True)
 
 Kind = Annotated[
     str,
-    typer.Argument(metavar="KIND", help="ldm-sample, ldm-explain, ldm-train or vqvae-train.", show_default=False),
+    typer.Argument(
+        metavar="KIND", help="ldm-sample, ldm-explain, ldm-train, vqvae-train or vqvae-encode.", show_default=False
+    ),
 ]
 
 SHOW_EXAMPLES = """

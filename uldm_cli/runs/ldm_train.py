@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING, Any
 from uldm_cli import console
 from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.runs.checkpoints import MODEL
+from uldm_cli.runs.latent_cache import cached_data, check_autoencoder, read_index, training_set
+from uldm_cli.runs.memory import diffusion_memory, mind_memory
 from uldm_cli.runs.metrics import Line
-from uldm_cli.runs.models import load_autoencoder, load_backbone, model_config, newest_autoencoder, resolve
-from uldm_cli.runs.outdir import OUTPUTS, default_outdir
+from uldm_cli.runs.models import (
+    ModelFile,
+    load_autoencoder,
+    load_backbone,
+    model_config,
+    resolve,
+    unpulled_autoencoder,
+)
+from uldm_cli.runs.outdir import default_outdir
 from uldm_cli.runs.preview import Preview
 from uldm_cli.runs.preview import preview as make_preview
-from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, make_plan, open_images, train
+from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, make_plan, train
+from uldm_cli.runs.trained_on import chosen_autoencoder, chosen_data
 from uldm_cli.runs.vqvae_train import squeezed
 from uldm_cli.specs.diffusion_training import DiffusionTraining, data_of
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel
@@ -42,7 +52,15 @@ def plan(
     spec: DiffusionTraining, outdir: Path | None, config: Path | None, *, resume: bool = False
 ) -> Plan[DiffusionTraining]:
     """Where a run writes and what it goes on from. What the config leaves open is filled in: autoencoder, data."""
-    return make_plan(complete(spec), outdir, default_outdir("ldm", "train", config), resume=resume)
+    plan = make_plan(complete(spec), outdir, default_outdir("ldm", "train", config), resume=resume)
+    if spec.latents is not None:
+        check_autoencoder(Path(spec.latents), resolve(_source(plan), "autoencoder"))
+    return plan
+
+
+def _source(plan: Plan[DiffusionTraining]) -> str | None:
+    """Where the autoencoder lies. A run goes on with the one that it began with, whatever its name leads to now."""
+    return str(plan.checkpoint / MODEL) if plan.checkpoint else plan.config.autoencoder
 
 
 def preview(plan: Plan[DiffusionTraining]) -> Preview:
@@ -50,18 +68,28 @@ def preview(plan: Plan[DiffusionTraining]) -> Preview:
     import torch
 
     spec = plan.config
-    autoencoder = model_config(resolve(spec.autoencoder, "autoencoder"), AutoencoderModel)
-    channels, side, _ = autoencoder.latent_shape
+    assert spec.data is not None
+    where, autoencoder = str(spec.autoencoder), unpulled_autoencoder(spec.autoencoder)
+    if autoencoder is None:
+        autoencoder = model_config(resolve(spec.autoencoder, "autoencoder"), AutoencoderModel)
+    else:
+        where += f", not on this machine yet: uldm convert zoo pull {where.removeprefix('zoo:')}"
+    channels, side, _ = autoencoder.model_copy(update={"image_size": spec.data.size}).latent_shape
     with torch.device("meta"):
         module = spec.backbone.build(channels, channels * (2 if spec.learned_variance else 1))
-    details = {"autoencoder": str(spec.autoencoder), "latents": f"{channels} channels of {side}x{side}"}
+    details = {"autoencoder": where, "latents": f"{channels} channels of {side}x{side}"}
+    if spec.latents is not None:
+        details["read from"] = spec.latents
     if spec.init_from is not None:
         details["begins with"] = spec.init_from
-    return make_preview(plan, "latent diffusion", module, details)
+    return make_preview(plan, "latent diffusion", module, diffusion_memory(plan), details)
 
 
 def run(plan: Plan[DiffusionTraining]) -> Result:
     """Trains as the plan's config says."""
+    resolve(_source(plan), "autoencoder")  # before the images: to open some takes an hour of extracting
+    if not plan.finished:
+        mind_memory(plan, diffusion_memory)
     return train(plan, partial(DiffusionJob, plan))
 
 
@@ -71,22 +99,26 @@ def complete(spec: DiffusionTraining) -> DiffusionTraining:
     Raises:
         ConfigError: there is no autoencoder, or it cannot take the data, or the backbone not its latents.
     """
-    reference = spec.autoencoder or newest_autoencoder(OUTPUTS)
-    if reference is None:
-        embedded = "autoencoder=fruits64 data=images data.root=FOLDER takes the embedded one"
-        hint = f"Run `uldm vqvae train` first, or name one: autoencoder=PATH; {embedded}"
-        raise ConfigError(f"there is no trained autoencoder in {OUTPUTS}", hint)
-    file = resolve(reference, "autoencoder")
-    if spec.autoencoder is None:
-        of = file.header.training.get("train", {}).get("steps", "?")
-        console.note(f"autoencoder: {reference}, the newest run (step {file.header.step} of {of})")
-    data = spec.data or data_of(file.header.training, file.name)
-    if data is None:
-        what = f"{file.name} does not say which images it was trained on"
-        raise ConfigError(what, "Name them, as in data=images data.root=FOLDER")
-    completed = spec.model_copy(update={"autoencoder": reference, "data": data})
-    completed.check_fit(model_config(file, AutoencoderModel).autoencoder, reference)
+    model = unpulled_autoencoder(spec.autoencoder)
+    if model is not None and spec.latents is None and spec.data is not None:
+        completed = spec  # that is a plan; to make it true takes the weights, which `run` asks for
+    else:
+        completed, file = _found(spec)
+        model = model_config(file, AutoencoderModel)
+    completed.check_fit(model.autoencoder, str(completed.autoencoder))
     return completed
+
+
+def _found(spec: DiffusionTraining) -> tuple[DiffusionTraining, ModelFile]:
+    """The config with the autoencoder and the data that are there, and the autoencoder's file."""
+    if spec.latents is None:
+        reference, file = chosen_autoencoder(spec.autoencoder)
+        data = chosen_data(spec.data, file)
+    else:
+        index = read_index(Path(spec.latents))
+        reference, file = chosen_autoencoder(spec.autoencoder or index.reference)
+        data = cached_data(Path(spec.latents), index, spec.data)
+    return spec.model_copy(update={"autoencoder": reference, "data": data}), file
 
 
 def base_config(reference: str) -> dict[str, Any]:
@@ -193,11 +225,9 @@ class DiffusionJob:
         spec = plan.config
         assert spec.data is not None
         self.data = spec.data
-        self.dataset = open_images(spec.data)
+        self.dataset = training_set(spec)
         engine = make_engine(plan)
-        # A run goes on with the autoencoder that it began with, whatever the reference leads to now.
-        source = str(plan.checkpoint / MODEL) if plan.checkpoint else spec.autoencoder
-        autoencoder: Any = load_autoencoder(resolve(source, "autoencoder")).to(engine.device)
+        autoencoder: Any = load_autoencoder(resolve(_source(plan), "autoencoder")).to(engine.device)
         autoencoder.to(memory_format=torch.channels_last)
         self.config = self._model(plan, autoencoder, engine)
         torch.manual_seed(spec.train.seed)
@@ -211,12 +241,12 @@ class DiffusionJob:
             self.module.compile()
             autoencoder.encoder.compile()
         self.trainer = Trainer(
-            DiffusionTask(self.model, spec.train.seed, spec.loss.build()),
+            DiffusionTask(self.model, spec.train.seed, spec.loss.build(), cached=spec.latents is not None),
             self.module,
             engine,
             spec.optim.build(spec.train.steps),
             ema_decay=spec.train.ema_decay,
-            flip_seed=spec.train.seed if spec.data.flip else None,
+            flip_seed=spec.train.seed if spec.data.flip and spec.latents is None else None,
             accumulate=spec.train.accumulate,
             ema_profiles=spec.train.ema_profiles,
         )
@@ -235,7 +265,10 @@ class DiffusionJob:
             autoencoder, self.dataset, held.latent_shape, spec.train.seed, engine, strict=self.data.strict
         )
         scale = spec.scale_factor
-        if scale is None:
+        if scale is None and spec.latents is not None:
+            scale = read_index(Path(spec.latents)).scale_factor
+            console.note(f"scale factor {scale:.5f}, measured on all latents in {spec.latents}")
+        elif scale is None:
             scale = measuring.scale()
         else:
             measuring.check(scale, str(spec.autoencoder))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 OUTPUTS = Path("outputs")
 
 # Where a run computes, and who reads its images, does not make it another run.
-NOT_COMPARED = frozenset({"device", "train.device", "train.workers"})
+NOT_COMPARED = frozenset({"device", "workers", "train.device", "train.workers"})
 
 _ABSENT = "absent"
 

@@ -60,6 +60,9 @@ class DiffusionTraining(Spec):
     data: Annotated[Dataset, Slot("datasets")] | None = Field(
         None, description="What it is trained on; null takes what the autoencoder was trained on."
     )
+    latents: str | None = Field(
+        None, min_length=1, description="A folder that `uldm vqvae encode` made: read instead of encoding images."
+    )
     backbone: Annotated[Backbone, Slot("backbones")] = Field(
         UNet(channel_mult=(1, 2), attention_resolutions=(2,)), description="The network that denoises."
     )

@@ -1,0 +1,198 @@
+"""Encoding images into the files of a latent cache, by one process or several.
+
+Each process encodes every world-th file that is missing. The bytes of a file depend on neither number of processes.
+"""
+
+import json
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from uldm_cli import console
+from uldm_cli.errors import UldmError, UsageError
+from uldm_cli.formats.tensors import write_safetensors
+from uldm_cli.runs.files import writable_folder
+from uldm_cli.runs.latent_cache import INDEX, KEY, RECORD, shard_path
+from uldm_cli.runs.outdir import write_record
+from uldm_cli.runs.signals import Stop
+from uldm_cli.runs.train import NAMED
+from uldm_cli.specs.encoding import Contents, Encoding, Shard, Sums
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from uldm_cli.core.data import Batch, ImageSet
+    from uldm_cli.core.engine import Engine
+
+
+class LatentWriter:
+    """Encodes images in their own order and writes the files of a cache.
+
+    An image that cannot be decoded is replaced by the next readable one, as in training from images.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Encoding,
+        contents: Contents,
+        images: "ImageSet",
+        module: "nn.Module",
+        engine: "Engine",
+        stop: Stop,
+    ) -> None:
+        import torch
+
+        self.folder, self.config, self.contents, self.images = folder, config, contents, images
+        self.engine, self.stop = engine, stop
+        self.module = module.to(engine.device).to(memory_format=torch.channels_last)
+        self._strict = config.data is not None and config.data.strict
+        self._rows: list[int] = []
+        self._held: Batch | None = None
+        self._named = 0
+
+    def write(self, missing: list[int]) -> None:
+        """Writes the files of these numbers, each process its share; they go through them side by side."""
+        rank, world, count = self.engine.rank, self.engine.world, self.contents.count
+        self._name(self.images.skipped)
+        images = sum(map(count, missing))
+        with (
+            closing(self._reading(missing[rank::world])) as self._batches,
+            console.progress(images, "encoding", "images") as self._progress,
+        ):
+            for start in range(0, len(missing), world):
+                together = missing[start : start + world]
+                mine = together[rank : rank + 1]
+                for number in mine:
+                    self._write(number)
+                self.engine.wait()
+                self._progress.advance(sum(count(n) for n in together if n not in mine))
+
+    def _reading(self, mine: list[int]) -> "Generator[Batch, None, None]":
+        """The images of some files, one file after the other; a batch never crosses a border."""
+        from uldm_cli.core.data import sequential
+
+        size = self.contents.shard_size
+        self._rows = [row for n in mine for row in range(n * size, n * size + self.contents.count(n))]
+        yield from sequential(
+            _Rows(self.images, self._rows),
+            batch_size=self.config.batch_size,
+            workers=0 if hasattr(self.images, "gather") else self.config.workers,
+            strict=self._strict,
+            pin_memory=self.engine.device.type == "cuda",
+        )
+
+    def _write(self, number: int) -> None:
+        from uldm_cli.core.data.latents import digest_of, sums_of
+
+        tensors, skipped = self._encoded(number)
+        sums = Sums.model_validate(sums_of(tensors))
+        count = self.contents.count(number)
+        shard = Shard(number=number, count=count, sha256=digest_of(tensors), sums=sums, skipped=skipped)
+        said = {"contents": self.contents.model_dump(mode="json"), "shard": shard.model_dump(mode="json")}
+        if not (writable_folder(self.folder) / RECORD).exists():
+            write_record(self.folder, RECORD, self.config)
+        write_safetensors(shard_path(self.folder, number), tensors, {KEY: json.dumps(said)})
+
+    def _encoded(self, number: int) -> "tuple[dict[str, Tensor], tuple[tuple[str, str], ...]]":
+        """The tensors of a file, and which images others stand for."""
+        import torch
+
+        contents = self.contents
+        first, count = number * contents.shard_size, contents.count(number)
+        dtype: torch.dtype = getattr(torch, contents.dtype)
+        tensors = {name: torch.empty((count, *contents.latent_shape), dtype=dtype) for name in contents.tensors}
+        tensors["label"] = torch.full((count,), -1)
+        missing = set(range(first, first + count))
+        for batch in self._until(first + count):
+            rows = [self._rows[i] for i in batch.number.tolist()]
+            self._fill(tensors, [row - first for row in rows], batch.image, batch.label)
+            missing -= set(rows)
+            self._progress.advance(len(rows))
+        skipped: list[tuple[str, str]] = []
+        for row in sorted(missing):
+            image, label = self._next_readable(row, skipped)
+            self._fill(tensors, [row - first], image[None], torch.tensor([label]))
+            self._progress.advance()
+        self._name(skipped)
+        return tensors, tuple(skipped)
+
+    def _until(self, end: int) -> "Iterator[Batch]":
+        """The batches of rows below `end`."""
+        while True:
+            if self.stop.requested:
+                console.note("what was written is whole; the same command goes on from there")
+                raise KeyboardInterrupt
+            if self._held is None:
+                self._held = self._next_batch()
+            if self._held is None or self._rows[int(self._held.number[0])] >= end:
+                return
+            batch, self._held = self._held, None
+            yield batch
+
+    def _next_batch(self) -> "Batch | None":
+        try:
+            return next(self._batches, None)
+        except UsageError:
+            if self._strict:
+                raise
+            return None  # not one image of this process's share is readable; others take their places
+
+    def _fill(self, tensors: "dict[str, Tensor]", places: list[int], images: "Tensor", labels: "Tensor") -> None:
+        """Puts the latents of images, and of their mirrored copies, in their places."""
+        import torch
+
+        from uldm_cli.core.data.latents import FLIPPED, latents_of
+        from uldm_cli.core.training import to_float
+
+        device = self.engine.device
+        pixels = to_float(images.to(device, non_blocking=True))
+        found: dict[str, Tensor] = {}
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.engine.precision == "bf16"):
+            found |= latents_of(self.module, pixels)
+            if self.contents.flip:
+                mirrored = latents_of(self.module, pixels.flip(3))
+                found |= {name + FLIPPED: value for name, value in mirrored.items()}
+        for name, value in found.items():
+            stored = value.to("cpu", tensors[name].dtype)
+            if not stored.isfinite().all():
+                wider = f" in {self.contents.dtype}" if value.isfinite().all() else ""
+                hint = "Use dtype=float32" if wider else "Use --precision fp32, or another autoencoder"
+                raise UldmError(f"the latents of the images are NaN or infinite{wider}", hint)
+            tensors[name][places] = stored
+        tensors["label"][places] = labels
+
+    def _next_readable(self, row: int, skipped: list[tuple[str, str]]) -> "tuple[Tensor, int]":
+        from uldm_cli.core.images import ImageError
+
+        for index in (*range(row, len(self.images)), *range(row)):
+            try:
+                return self.images[index]
+            except ImageError as error:
+                if index == row:
+                    skipped.append((error.name, error.reason))
+        raise UsageError(f"not one image of the data set can be decoded, the first being {skipped[0][0]}")
+
+    def _name(self, skipped: list[tuple[str, str]]) -> None:
+        for name, reason in skipped:
+            self._named += 1
+            if self._named <= NAMED:
+                console.warn(f"skipped {name}: {reason} ({self._named} so far)")
+            elif self._named == NAMED + 1:
+                console.warn(f"more images are skipped; {INDEX} will name them all")
+
+
+class _Rows:
+    """Some images of a set, by their indices."""
+
+    def __init__(self, images: "ImageSet", rows: list[int]) -> None:
+        self._images, self._rows = images, rows
+        self.classes, self.channels, self.size = images.classes, images.channels, images.size
+        self.skipped: list[tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> "tuple[Tensor, int]":
+        return self._images[self._rows[index]]

@@ -1,0 +1,39 @@
+"""Which autoencoder is meant where none is named, and which images go with it."""
+
+from uldm_cli import console
+from uldm_cli.errors import ConfigError
+from uldm_cli.runs.models import ModelFile, newest_autoencoder, resolve
+from uldm_cli.runs.outdir import OUTPUTS
+from uldm_cli.specs.datasets import Dataset
+from uldm_cli.specs.diffusion_training import data_of
+
+
+def chosen_autoencoder(reference: str | None) -> tuple[str, ModelFile]:
+    """The autoencoder that a config names, by default that of the newest run, and how it is called.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    newest = reference or newest_autoencoder(OUTPUTS)
+    if newest is None:
+        embedded = "autoencoder=fruits64 data=images data.root=FOLDER takes the embedded one"
+        hint = f"Run `uldm vqvae train` first, or name one: autoencoder=PATH; {embedded}"
+        raise ConfigError(f"there is no trained autoencoder in {OUTPUTS}", hint)
+    file = resolve(newest, "autoencoder")
+    if reference is None:
+        of = file.header.training.get("train", {}).get("steps", "?")
+        console.note(f"autoencoder: {newest}, the newest run (step {file.header.step} of {of})")
+    return newest, file
+
+
+def chosen_data(data: Dataset | None, file: ModelFile) -> Dataset:
+    """The images that a config names, by default those that the autoencoder was trained on.
+
+    Raises:
+        ConfigError: it does not say which those were, or they are of a kind that is not known here.
+    """
+    found = data or data_of(file.header.training, file.name)
+    if found is None:
+        what = f"{file.name} does not say which images it was trained on"
+        raise ConfigError(what, "Name them, as in data=images data.root=FOLDER")
+    return found
