@@ -49,6 +49,8 @@ BUILTIN: dict[str, dict[str, str]] = {
     "quantizers": {
         "nearest": "uldm_cli.specs.quantizers:Nearest",
         "ema": "uldm_cli.specs.quantizers:EMA",
+        "cosine": "uldm_cli.specs.quantizers:Cosine",
+        "fsq": "uldm_cli.specs.quantizers:FSQ",
     },
     "conditioners": {
         "class": "uldm_cli.specs.conditioners:Class",

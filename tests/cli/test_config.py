@@ -126,7 +126,7 @@ def test_new_config_of_a_field_without_a_default(config: Callable[..., Result]) 
     from uldm_cli.specs.describe import template
 
     text = template(Images, "x.json")
-    assert "\n# the folder, .tar or .zip\n# root: ...  (required)\n" in text
+    assert "\n# the folder, .tar or .zip; or the folder of an LMDB\n# root: ...  (required)\n" in text
 
 
 def test_new_overwrites_nothing(config: Callable[..., Result]) -> None:

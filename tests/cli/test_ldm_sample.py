@@ -63,7 +63,7 @@ def test_json_tells_what_was_made(ldm):
     told = json.loads(out)
     assert code == 0
     assert (told["steps"], told["logged"], told["seeds"]) == (4, [2, 4], [7, 8])
-    assert told["sampler"] == {"kind": "ddim", "steps": 4, "spacing": "uniform", "eta": 1.0}
+    assert told["sampler"] == {"kind": "ddim", "steps": 4, "spacing": "auto", "eta": 1.0}
     assert told["outdir"] == "outputs/ldm-sample"
     assert (told["computed"], told["device"]) == (2, "cpu")
     assert told["seconds"] > 0
@@ -121,7 +121,7 @@ def test_a_model_s_own_defaults_lie_below_the_command_line(ldm, tiny_ldm):
     code, out, err = ldm("sample", "--json", "--eta", 1, model="own.safetensors")
     assert code == 0, err
     told = json.loads(out)
-    assert told["sampler"] == {"kind": "ddim", "steps": 6, "spacing": "uniform", "eta": 1.0}
+    assert told["sampler"] == {"kind": "ddim", "steps": 6, "spacing": "auto", "eta": 1.0}
     assert told["logged"] == [3, 6]
 
 
@@ -155,7 +155,7 @@ def test_plms(ldm):
     code, out, err = ldm("sample", "--sampler", "plms", "--total-steps", 10, "--step-size", 5, "--json")
     assert code == 0, err
     told = json.loads(out)
-    assert told["sampler"] == {"kind": "plms", "steps": 10, "spacing": "uniform"}
+    assert told["sampler"] == {"kind": "plms", "steps": 10, "spacing": "auto"}
     assert told["logged"] == [5, 10]
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from uldm_cli.core.autoencoders import KL, VQ
 from uldm_cli.core.blocks import SelfAttention
-from uldm_cli.core.quantizers import EMAQuantizer, Quantizer
+from uldm_cli.core.quantizers import EMAQuantizer, NearestQuantizer
 from uldm_cli.specs import autoencoders
 
 SMALL = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "resolution": 16}
@@ -102,7 +102,7 @@ def test_vq_is_trained_like_a_vqvae() -> None:
 
 def test_quantizer_is_that_of_the_config() -> None:
     plain, legacy = vq().quantize, vq(quantizer={"kind": "nearest", "legacy": True}).quantize
-    assert type(plain) is type(legacy) is Quantizer
+    assert type(plain) is type(legacy) is NearestQuantizer
     assert (plain.legacy, legacy.legacy) == (False, True)
     assert plain.codes.shape == (32, 3)
     assert isinstance(vq(quantizer="ema").quantize, EMAQuantizer)

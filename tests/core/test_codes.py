@@ -84,6 +84,30 @@ def test_a_code_is_drawn_as_its_own_latents_are(vq: VQ) -> None:
     torch.testing.assert_close(pictures[1:], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "quantizer",
+    [{"kind": "ema"}, {"kind": "cosine"}, {"kind": "cosine", "code_dim": 2}, {"kind": "fsq", "levels": [4, 4, 3]}],
+    ids=str,
+)
+def test_every_quantizer_can_be_looked_into(quantizer: dict[str, object]) -> None:
+    """An image is decoded from its codes, and a code's picture is that of a latent that is this code everywhere."""
+    torch.manual_seed(0)
+    module = autoencoders.VQ.model_validate({**SMALL, "codebook_size": 48, "quantizer": quantizer}).build().eval()
+    [one] = look(module, images(1))
+    assert one.indices is not None
+    codes = module.quantize.codes[one.indices]
+    assert codes.shape == (8, 12, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(one.recon, module.decode(codes.permute(2, 0, 1)[None])[0], atol=1e-5, rtol=1e-5)
+        alone = module.decode(module.quantize.codes[47].view(1, -1, 1, 1).expand(1, -1, 3, 3))
+    torch.testing.assert_close(code_pictures(module, torch.tensor([47]), side=3), alone, atol=1e-5, rtol=1e-5)
+    assert set(one.losses) == {"codebook", "commitment"}
+    points, shares = principal(module.quantize.codes.detach().numpy())
+    assert points.shape == (48, 2)
+    assert np.isfinite(points).all()
+    assert np.isfinite(shares).all()
+
+
 def test_a_blend_is_straight_before_quantizing(vq: VQ, kl: KL) -> None:
     ends = images(2)
     for module in (vq, kl):

@@ -5,9 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from uldm_cli.core.denoiser import Denoiser, convert, training_target
-from uldm_cli.core.schedules import VariancePreserving, cosine_betas
+from uldm_cli.core.samplers import PredictionWithVariance
+from uldm_cli.core.schedules import VariancePreserving, cosine_betas, without_signal_at_the_end
+from uldm_cli.errors import UsageError
 
 SCHEDULE = VariancePreserving(cosine_betas(100))
+NO_SIGNAL = VariancePreserving(without_signal_at_the_end(cosine_betas(100)))
 TARGETS = ["eps", "x0", "v"]
 every_target = pytest.mark.parametrize("target", TARGETS)
 every_time = pytest.mark.parametrize("t", [0, 50, 98])
@@ -110,3 +113,36 @@ def test_denoiser_computes_in_the_backbones_precision_and_answers_in_float32() -
     for answer in prediction:
         assert answer.dtype == torch.float32
         assert answer.is_contiguous()
+
+
+@pytest.mark.parametrize("target", ["x0", "v"])
+def test_where_no_signal_is_left_the_noise_is_the_input(target) -> None:
+    """And the clean signal is what the network takes it for, exactly."""
+    x, out = noised(50), pair()[0].flip(0)
+    prediction = convert(target, out, x, NO_SIGNAL.alpha(99), NO_SIGNAL.sigma(99))
+    assert torch.equal(prediction.eps, x)
+    assert torch.equal(prediction.x0, out if target == "x0" else -out)
+
+
+def test_noise_is_no_target_where_there_is_nothing_else() -> None:
+    with pytest.raises(UsageError, match=r"the schedule's last timestep holds no signal.*\. Use v or x0"):
+        Denoiser(Backbone(), NO_SIGNAL, "eps")
+
+
+class Both(Backbone):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return torch.cat([super().forward(x, t), x + t.view(-1, 1, 1, 1)], 1)
+
+
+@every_target
+def test_a_learned_variance_stands_beside_the_prediction(target) -> None:
+    denoiser, alone = Denoiser(Both(), SCHEDULE, target, learned_variance=True), Denoiser(Backbone(), SCHEDULE, target)
+    x = noised(50).float()
+    prediction = denoiser(x, 50)
+    assert isinstance(prediction, PredictionWithVariance)
+    assert torch.equal(prediction.variance, x + 50)
+    torch.testing.assert_close(tuple(prediction), tuple(alone(x, 50)))
+    assert not isinstance(alone(x, 50), PredictionWithVariance)
+    x0, eps = prediction  # whoever wants only these two, as any prediction gives them
+    assert torch.equal(x0, prediction.x0)
+    assert torch.equal(eps, prediction.eps)

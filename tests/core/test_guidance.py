@@ -8,7 +8,7 @@ from uldm_cli.core.conditioning import Condition
 from uldm_cli.core.denoiser import convert
 from uldm_cli.core.guidance import guided
 from uldm_cli.core.known import known_region
-from uldm_cli.core.samplers import Prediction
+from uldm_cli.core.samplers import Prediction, PredictionWithVariance
 from uldm_cli.core.schedules import VariancePreserving, linear_betas
 from uldm_cli.errors import UsageError
 from uldm_cli.specs.samplers import DDIM
@@ -90,3 +90,15 @@ def test_a_known_region_is_at_its_noised_latent_in_every_call_and_the_rest_is_fr
     for call, (t, x) in enumerate(seen, 1):
         expected = SCHEDULE.alpha(t) * latent + SCHEDULE.sigma(t) * call
         torch.testing.assert_close(x[..., :2], expected[..., :2])
+
+
+def test_a_learned_variance_is_that_of_the_condition() -> None:
+    class Learned(Network):
+        def __call__(self, x: Tensor, t: int, condition: Condition | None = None) -> Prediction:
+            told = torch.zeros(()) if condition is None else condition.context[..., None]
+            return PredictionWithVariance(*super().__call__(x, t, condition), (x + told).sin())
+
+    found = guided(Learned(), CAT, NOTHING, 3.0)(X, 30)
+    assert isinstance(found, PredictionWithVariance)
+    torch.testing.assert_close(found.variance, (X + 0.7).sin())
+    torch.testing.assert_close(found.eps, guided(Network(), CAT, NOTHING, 3.0)(X, 30).eps)

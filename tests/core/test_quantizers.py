@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from uldm_cli.core import rng
-from uldm_cli.core.quantizers import EMAQuantizer, Quantizer, perplexity, usage
+from uldm_cli.core.quantizers import EMAQuantizer, NearestQuantizer, Quantizer, entropy, perplexity, usage
+from uldm_cli.errors import ConfigError
 
 
 def latents(count: int = 2, dim: int = 3, seed: int = 0) -> Tensor:
@@ -21,7 +22,7 @@ def rows(z: Tensor) -> Tensor:
     return z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
 
 
-def with_codes(codes: Tensor, kind: type[Quantizer] = Quantizer, **settings: object) -> Quantizer:
+def with_codes(codes: Tensor, kind: type[Quantizer] = NearestQuantizer, **settings: object) -> Quantizer:
     quantizer = kind(len(codes), codes.shape[1], **settings)
     quantizer.embedding.data.copy_(codes)
     return quantizer
@@ -77,7 +78,7 @@ def test_losses_by_hand() -> None:
 def test_beta_stands_where_the_published_quantizer_has_it(legacy: bool) -> None:
     """Its formulas, sg stopping the gradient: (sg z_q - z)^2 + beta (z_q - sg z)^2, or beta at the other one."""
     z, codes = latents().requires_grad_(), torch.randn(7, 3, generator=torch.Generator().manual_seed(1))
-    quantizer = Quantizer(7, 3, legacy=legacy)
+    quantizer = NearestQuantizer(7, 3, legacy=legacy)
     quantizer.embedding.data.copy_(codes)
     losses = quantizer(z).losses
     (losses["codebook_loss"] + 0.25 * losses["commitment_loss"]).backward()
@@ -101,6 +102,73 @@ def test_ema_codebook_learns_by_no_gradient() -> None:
     losses["commitment_loss"].backward()
     assert z.grad.any()
     assert not quantizer.embedding.requires_grad
+
+
+def test_dead_code_of_a_gradient_codebook_goes_to_a_latent_and_counts_as_used() -> None:
+    """Of average use 1 before; after a step without use 0.99, and of 40 latents of 4 codes 10 are the average."""
+    codes = torch.cat([torch.eye(3), torch.full((1, 3), 1000.0)])
+
+    def stepped(revive_below: float) -> NearestQuantizer:
+        quantizer = with_codes(codes, revive_below=revive_below)
+        quantizer(latents())
+        quantizer.after_step(7)
+        return quantizer
+
+    alive, dead = stepped(0.98), stepped(0.995)
+    counts = alive.epoch_counts
+    assert counts.sum() == 40
+    assert counts[:3].min() > 10  # well used: they stay in both
+    assert torch.equal(alive.codes, codes)
+    torch.testing.assert_close(alive.use, 0.99 + 0.01 * counts / 10)
+    drawn = rows(latents())[rng.integers(0, 7, torch.arange(4), 40)]
+    assert torch.equal(dead.codes, torch.cat([torch.eye(3), drawn[3:]]))
+    torch.testing.assert_close(dead.use, torch.cat([alive.use[:3], torch.ones(1)]))
+
+
+def test_a_published_codebook_keeps_its_codes_when_its_training_goes_on() -> None:
+    """Its file holds the codes alone, `quantize.embedding`; nothing is taken for dead before it was out of use long."""
+    quantizer = NearestQuantizer(8, 3, revive_below=0.03)
+    assert list(quantizer.state_dict()) == ["embedding"]
+    codes = torch.cat([torch.eye(3), torch.full((5, 3), 1000.0)])
+    quantizer.load_state_dict({"embedding": codes})
+    for step in range(1, 300):
+        quantizer(latents(seed=step))
+        quantizer.after_step(step)
+    assert torch.equal(quantizer.codes, codes)
+    for step in range(300, 400):  # 0.99 ** 349 is 0.03
+        quantizer(latents(seed=step))
+        quantizer.after_step(step)
+    assert (quantizer.codes.abs() < 10).all()
+
+
+@pytest.mark.parametrize("kind", [NearestQuantizer, EMAQuantizer])
+def test_a_skipped_step_leaves_no_trace(kind: type[Quantizer]) -> None:
+    def stepped(*, skipped: bool) -> Quantizer:
+        given = {"decay": 0.9} if kind is EMAQuantizer else {}
+        torch.manual_seed(0)
+        quantizer = kind(16, 3, revive_below=0.99, seed=1, **given)
+        for step in range(1, 4):
+            if skipped:  # in the first step of all the codes are placed, on such latents
+                quantizer(latents(seed=9) * torch.nan)
+                quantizer.forget_step()
+            quantizer(latents(seed=step))
+            quantizer.after_step(step)
+        return quantizer
+
+    whole, robust = (q.state_dict() | q.state() for q in (stepped(skipped=False), stepped(skipped=True)))
+    assert whole["epoch_counts"].sum() == 3 * 40
+    for name, value in whole.items():
+        assert torch.equal(robust[name], value), name
+
+
+def test_a_pass_without_gradients_is_no_training() -> None:
+    quantizer = EMAQuantizer(16, 3, decay=0.9, revive_below=0.3, seed=0)
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    with torch.no_grad():
+        quantizer(latents())
+    quantizer.after_step(1)
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+    assert quantizer.epoch_counts.sum() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -224,7 +292,7 @@ def test_revival_prevents_the_collapse_of_a_gradient_codebook() -> None:
     """Latents in 16 clusters far from the codes' start: gradient moves one or two codes there, and 14 never learn."""
     centres = 4 + 3 * torch.randn(16, 4, generator=torch.Generator().manual_seed(3))
 
-    def trained(quantizer: Quantizer) -> float:
+    def trained(quantizer: NearestQuantizer | EMAQuantizer) -> float:
         optimizer = torch.optim.Adam([quantizer.embedding], lr=0.05)
         generator = torch.Generator().manual_seed(4)
         for step in range(1, 201):
@@ -240,16 +308,21 @@ def test_revival_prevents_the_collapse_of_a_gradient_codebook() -> None:
         return perplexity(quantizer.epoch_counts).item()
 
     torch.manual_seed(0)
-    assert trained(Quantizer(16, 4)) < 5
+    assert trained(NearestQuantizer(16, 4)) < 5
+    assert trained(NearestQuantizer(16, 4, revive_below=0.7)) > 14
     assert trained(EMAQuantizer(16, 4, decay=0.9, revive_below=0.1, seed=0)) > 14
 
 
 def test_epoch_counts() -> None:
     quantizer = with_codes(torch.tensor([[0.0], [10.0], [20.0]]))
     quantizer(torch.tensor([0.1, 9.0, 11.0, -3.0]).view(1, 1, 2, 2))
+    assert quantizer.epoch_counts.tolist() == [0, 0, 0]  # the step may yet be skipped
+    quantizer.after_step(1)
     assert quantizer.epoch_counts.tolist() == [2, 2, 0]
-    quantizer(torch.tensor([9.0]).view(1, 1, 1, 1))
-    assert quantizer.epoch_counts.tolist() == [2, 3, 0]
+    for _ in range(2):  # micro-batches
+        quantizer(torch.tensor([9.0]).view(1, 1, 1, 1))
+    quantizer.after_step(2)
+    assert quantizer.epoch_counts.tolist() == [2, 4, 0]
     assert "epoch_counts" not in quantizer.state_dict()
 
 
@@ -266,6 +339,7 @@ def test_epoch_counts() -> None:
 def test_perplexity_and_usage_by_hand(counts: list[int], expected: float, share: float) -> None:
     assert perplexity(torch.tensor(counts)).item() == pytest.approx(expected)
     assert usage(torch.tensor(counts)).item() == share
+    assert entropy(torch.tensor(counts)).item() == pytest.approx(math.log2(expected))
 
 
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=50))
@@ -274,19 +348,28 @@ def test_perplexity_lies_between_one_and_the_codes_in_use(counts: list[int]) -> 
     assert 1 - 1e-9 <= perplexity(torch.tensor(counts)).item() <= max(used, 1) + 1e-9
 
 
-def test_state_dict_resumes_exactly() -> None:
-    def stepped(quantizer: EMAQuantizer, steps: range) -> EMAQuantizer:
+@pytest.mark.parametrize("kind", [NearestQuantizer, EMAQuantizer])
+def test_state_resumes_exactly(kind: type[Quantizer]) -> None:
+    def stepped(quantizer: Quantizer, steps: range) -> Quantizer:
         for step in steps:
             quantizer(latents(seed=step))
             quantizer.after_step(step)
         return quantizer
 
-    def new() -> EMAQuantizer:
-        return EMAQuantizer(32, 3, decay=0.9, revive_below=0.3, seed=1)  # 20 latents a step: codes die in each
+    def new() -> Quantizer:  # 20 latents a step for 32 codes: some die in each
+        torch.manual_seed(3)
+        return kind(32, 3, **({"decay": 0.9} if kind is EMAQuantizer else {}), revive_below=0.95, seed=1)
 
-    whole = stepped(new(), range(1, 11))
-    resumed = new()
-    resumed.load_state_dict(stepped(new(), range(1, 6)).state_dict())
+    whole, half, resumed = stepped(new(), range(1, 11)), stepped(new(), range(1, 6)), new()
+    resumed.load_state_dict(half.state_dict())
+    resumed.load_state(half.state())
     stepped(resumed, range(6, 11))
-    for name, value in whole.state_dict().items():
-        assert torch.equal(resumed.state_dict()[name], value), name
+    assert not torch.equal(whole.codes, half.codes)
+    for name, value in (whole.state_dict() | whole.state()).items():
+        assert torch.equal((resumed.state_dict() | resumed.state())[name], value), name
+
+
+def test_the_state_of_another_codebook_is_refused() -> None:
+    for state in ({"epoch_counts": torch.zeros(8, dtype=torch.int64)}, NearestQuantizer(9, 3).state()):
+        with pytest.raises(ConfigError, match=r"expected .* of 8 codes in the state of the training, not found"):
+            NearestQuantizer(8, 3).load_state(state)

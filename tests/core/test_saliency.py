@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from uldm_cli.core.autoencoders import KL, VQ, Shape
 from uldm_cli.core.denoiser import Denoiser
 from uldm_cli.core.latent import LatentDiffusion
-from uldm_cli.core.quantizers import Quantizer
+from uldm_cli.core.quantizers import NearestQuantizer
 from uldm_cli.core.saliency import Scalar, attributions, box_mean, decoder, eps_energy, saliency, x0_energy
 from uldm_cli.core.samplers import Prediction
 from uldm_cli.core.schedules import VariancePreserving, scaled_linear_betas
@@ -238,7 +238,7 @@ def test_the_differentiable_decoder_decodes(small: LatentDiffusion) -> None:
 
 def test_gradients_pass_the_codes_by() -> None:
     """A decoded latent has the gradient of the code in its place."""
-    quantizer = Quantizer(16, 3)
+    quantizer = NearestQuantizer(16, 3)
     quantizer.embedding.data *= 40
     vq = model(VQ(SHAPE, quantizer))
     z = inputs(1).requires_grad_()

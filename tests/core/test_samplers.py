@@ -8,10 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from uldm_cli.core.denoiser import convert
 from uldm_cli.core.noise import PerSampleNoise
-from uldm_cli.core.samplers import Prediction, Step, ddim, ddpm
-from uldm_cli.core.schedules import VariancePreserving, cosine_betas, scaled_linear_betas
-from uldm_cli.core.spacing import uniform_timesteps
+from uldm_cli.core.samplers import Prediction, PredictionWithVariance, Step, ddim, ddpm
+from uldm_cli.core.schedules import (
+    VariancePreserving,
+    cosine_betas,
+    scaled_linear_betas,
+    without_signal_at_the_end,
+)
+from uldm_cli.core.spacing import trailing_timesteps, uniform_timesteps
+from uldm_cli.errors import UsageError
 from uldm_cli.specs.samplers import DDIM, DDPM, PLMS
 
 SHAPE = (3, 4, 4)
@@ -247,3 +254,118 @@ def test_ddpm_is_that_of_diffusers(variance: str, name: str) -> None:
         result = theirs.step(step.eps, t, step.x_in, generator=generator)
         assert step.t == t
         torch.testing.assert_close(step.x, result.prev_sample, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [5, 25, 50])
+def test_a_learned_variance_is_that_of_diffusers(steps: int) -> None:
+    from diffusers import DDPMScheduler
+
+    theirs = DDPMScheduler(**THEIRS, clip_sample=False, variance_type="learned_range", timestep_spacing="trailing")
+    theirs.set_timesteps(steps)
+    draws = noise(count=1)
+
+    def says(x: Tensor, t: int) -> PredictionWithVariance:
+        return PredictionWithVariance(*denoise(x, t), torch.sin(3 * x + t))
+
+    timesteps = trailing_timesteps(50, steps)
+    ours = ddpm(says, draws.initial(), SCHEDULE, draws, timesteps=timesteps, variance="learned")
+    generator = torch.Generator().manual_seed(0)
+    torch.randn(1, *SHAPE, generator=generator)  # x_T
+    for step, t in zip(ours, theirs.timesteps.tolist(), strict=True):
+        out = torch.cat([step.eps, torch.sin(3 * step.x_in + t)], dim=1)
+        result = theirs.step(out, t, step.x_in, generator=generator)
+        assert step.t == t
+        if step.n < steps or t == 0:  # they add noise in the last step, too, unless its timestep is 0
+            torch.testing.assert_close(step.x, result.prev_sample, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("learned", "fixed"), [(-1.0, "posterior"), (1.0, "beta")])
+def test_a_learned_variance_lies_between_the_fixed_ones(learned: float, fixed) -> None:
+    def says(x: Tensor, t: int) -> PredictionWithVariance:
+        return PredictionWithVariance(*denoise(x, t), torch.full_like(x, learned))
+
+    *_, ours = run(DDPM(steps=7, variance="learned"), denoise=says)
+    *_, theirs = run(DDPM(steps=7, variance=fixed))
+    torch.testing.assert_close(ours.x, theirs.x, rtol=1e-5, atol=1e-5)
+
+
+def test_a_variance_that_was_not_learned_is_told() -> None:
+    with pytest.raises(UsageError, match=r"this model has learned no variance\. Use variance=posterior"):
+        next(run(DDPM(steps=7, variance="learned")))
+
+
+# A schedule whose last timestep holds no signal
+
+NO_SIGNAL = VariancePreserving(without_signal_at_the_end(scaled_linear_betas(50, 0.0015, 0.0195)))
+STARTING_FROM_NOISE = [*ONE_CALL, PLMS(steps=7)]
+
+
+def says(target, x: Tensor, t: int) -> Tensor:
+    """A network's own answer."""
+    return torch.tanh(x.flip(-1) + 0.01 * t) + 0.1 * x
+
+
+@pytest.mark.parametrize("target", ["v", "x0"])
+@pytest.mark.parametrize("spec", STARTING_FROM_NOISE, ids=[*IDS, "plms"])
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_every_sampler_begins_without_signal_and_ends_clean(spec, target, steps: int) -> None:
+    def predict(x: Tensor, t: int) -> Prediction:
+        return convert(target, says(target, x, t), x, NO_SIGNAL.alpha(t), NO_SIGNAL.sigma(t))
+
+    draws = noise()
+    seen = list(spec.model_copy(update={"steps": steps}).build()(predict, draws.initial(), NO_SIGNAL, draws))
+    assert [step.t for step in seen] == trailing_timesteps(50, steps)[:-1]
+    assert seen[0].t == 49
+    assert all(step.x.isfinite().all() and step.x.abs().max() < 10 for step in seen)
+    torch.testing.assert_close(seen[0].eps, seen[0].x_in)
+    if not isinstance(spec, PLMS):
+        torch.testing.assert_close(seen[-1].x, seen[-1].x0)
+
+
+def test_the_spacing_can_be_chosen() -> None:
+    def visited(spacing, schedule: VariancePreserving) -> list[int]:
+        spec, draws = DDIM(steps=10, spacing=spacing), noise()
+        return [step.t for step in spec.build()(lambda x, t: Prediction(x, x), draws.initial(), schedule, draws)]
+
+    uniform, trailing = uniform_timesteps(50, 10)[:-1], trailing_timesteps(50, 10)[:-1]
+    assert visited("auto", SCHEDULE) == visited("uniform", SCHEDULE) == visited("uniform", NO_SIGNAL) == uniform
+    assert visited("auto", NO_SIGNAL) == visited("trailing", SCHEDULE) == visited("trailing", NO_SIGNAL) == trailing
+
+
+@pytest.mark.parametrize(("target", "name"), [("v", "v_prediction"), ("x0", "sample")])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [1, 5, 10, 50])
+def test_ddim_without_signal_at_the_end_is_that_of_diffusers(steps: int, eta: float, target, name: str) -> None:
+    from diffusers import DDIMScheduler
+
+    told = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": name}
+    theirs = DDIMScheduler(**THEIRS, **told, clip_sample=False)
+    theirs.set_timesteps(steps)
+    draws = noise()
+
+    def predict(x: Tensor, t: int) -> Prediction:
+        return convert(target, says(target, x, t), x, NO_SIGNAL.alpha(t), NO_SIGNAL.sigma(t))
+
+    ours = DDIM(steps=steps, eta=eta).build()(predict, draws.initial(), NO_SIGNAL, draws)
+    for step, t in zip(ours, theirs.timesteps.tolist(), strict=True):
+        given = draws(step.n) if eta else None
+        result = theirs.step(says(target, step.x_in, t), t, step.x_in, eta=eta, variance_noise=given)
+        assert step.t == t
+        torch.testing.assert_close(step.x0, result.pred_original_sample, rtol=1e-4, atol=1e-4)
+        if eta == 0:  # with noise, each has drawn its own
+            torch.testing.assert_close(step.x, result.prev_sample, rtol=1e-4, atol=1e-4)
+
+
+def test_plms_without_signal_begins_with_the_mean_of_both_clean_signals() -> None:
+    """The noise in pure noise is known, whatever the network says, so that its mean would change nothing."""
+
+    def predict(x: Tensor, t: int) -> Prediction:
+        return convert("v", says("v", x, t), x, NO_SIGNAL.alpha(t), NO_SIGNAL.sigma(t))
+
+    draws = noise()
+    x = draws.initial()
+    first = next(PLMS(steps=10).build()(predict, x, NO_SIGNAL, draws))
+    s = trailing_timesteps(50, 10)[1]
+    ahead = NO_SIGNAL.alpha(s) * first.x0 + NO_SIGNAL.sigma(s) * x
+    mean = (first.x0 + predict(ahead, s).x0) / 2
+    torch.testing.assert_close(first.x, NO_SIGNAL.alpha(s) * mean + NO_SIGNAL.sigma(s) * x)

@@ -10,9 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from uldm_cli.core.samplers import Denoise, Prediction, Step, ddim, ddpm, plms
-from uldm_cli.core.schedules import VariancePreserving, cosine_betas, linear_betas
-from uldm_cli.core.spacing import uniform_timesteps
+from uldm_cli.core.samplers import (
+    Denoise,
+    Prediction,
+    PredictionWithVariance,
+    Step,
+    ddim,
+    ddpm,
+    forward_variance,
+    plms,
+    posterior_deviation,
+)
+from uldm_cli.core.schedules import VariancePreserving, cosine_betas, linear_betas, without_signal_at_the_end
+from uldm_cli.core.spacing import trailing_timesteps, uniform_timesteps
 
 WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
 MEANS = torch.tensor([-1.0, 1.5], dtype=torch.float64)
@@ -20,6 +30,7 @@ VARIANCES = torch.tensor([0.3, 0.5], dtype=torch.float64) ** 2
 FINE = 4097  # timesteps: so many that every 2^k-th one makes a grid of any number of steps up to 512
 COSINE = VariancePreserving(cosine_betas(FINE))
 LINEAR = VariancePreserving(linear_betas(FINE, 2.5e-5, 5e-3))
+NO_SIGNAL = VariancePreserving(without_signal_at_the_end(linear_betas(FINE, 2.5e-5, 5e-3)))
 
 
 def denoiser(schedule: VariancePreserving, weights=WEIGHTS, means=MEANS, variances=VARIANCES) -> Denoise:
@@ -105,9 +116,9 @@ ANCESTRAL: dict[str, Run] = {
 }
 
 
-def gaussian() -> Denoise:
+def gaussian(schedule: VariancePreserving = COSINE) -> Denoise:
     weights, means, variances = torch.tensor([[1.0], [MEAN], [VARIANCE]], dtype=torch.float64)
-    return denoiser(COSINE, weights, means, variances)
+    return denoiser(schedule, weights, means, variances)
 
 
 def moments(run: Run, timesteps: list[int], mean: float, variance: float) -> tuple[float, float]:
@@ -137,6 +148,63 @@ def test_ancestral_samplers_have_weak_order_one(name: str) -> None:
         assert got[0] == pytest.approx(marginal(end)[0], abs=1e-9)  # of a Gaussian, the mean is exact
         errors.append(abs(got[1] - marginal(end)[1]))
     assert_halving(errors)
+
+
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_from_pure_noise_the_mean_of_samples_is_exact(variance, steps: int) -> None:
+    """Where the schedule leaves no signal, noise is what the network was trained to begin with; else it is not."""
+
+    def mean(schedule: VariancePreserving, timesteps: list[int]) -> float:
+        def run(x: Tensor, noise: Callable[[int, int], Tensor], ts: list[int]) -> Iterator[Step]:
+            return ddpm(gaussian(schedule), x, schedule, noise, timesteps=ts, variance=variance)
+
+        return moments(run, timesteps, 0.0, 1.0)[0]
+
+    timesteps = trailing_timesteps(FINE, steps)
+    assert mean(NO_SIGNAL, timesteps) == pytest.approx(MEAN, abs=1e-9)
+    some = VariancePreserving(linear_betas(FINE, 2.5e-5, 1e-3))
+    assert mean(some, timesteps) < MEAN - 0.01
+
+
+@pytest.mark.parametrize("schedule", [COSINE, NO_SIGNAL], ids=["cosine", "no-signal"])
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_the_best_learned_variance_makes_ancestral_sampling_exact(schedule: VariancePreserving, steps: int) -> None:
+    """Of a Gaussian the reverse steps are Gaussians, and their variance lies between the posterior's and beta."""
+    timesteps = [*trailing_timesteps(FINE, steps)[:-1], FINE // 16]
+    arrives = dict(pairwise(timesteps))
+
+    def denoise(x: Tensor, t: int) -> Prediction:
+        s = arrives[t]
+        ratio, beta = schedule.alpha(t) / schedule.alpha(s), forward_variance(schedule, t, s)
+        before = schedule.alpha(s) ** 2 * VARIANCE + schedule.sigma(s) ** 2
+        best = torch.tensor(1 / (1 / before + ratio**2 / beta), dtype=torch.float64)
+        low = 2 * torch.tensor(posterior_deviation(schedule, t, s), dtype=torch.float64).log()
+        share = (best.log() - low) / (torch.tensor(beta, dtype=torch.float64).log() - low)
+        assert 0 < share < 1
+        return PredictionWithVariance(*gaussian(schedule)(x, t), (2 * share - 1).expand_as(x))
+
+    def run(x: Tensor, noise: Callable[[int, int], Tensor], ts: list[int]) -> Iterator[Step]:
+        return ddpm(denoise, x, schedule, noise, timesteps=ts, variance="learned")
+
+    def marginal(t: int) -> tuple[float, float]:
+        return schedule.alpha(t) * MEAN, schedule.alpha(t) ** 2 * VARIANCE + schedule.sigma(t) ** 2
+
+    got = moments(run, timesteps, *marginal(timesteps[0]))
+    assert got == pytest.approx(marginal(timesteps[-1]), abs=1e-9)
+
+
+def test_plms_from_pure_noise_converges_to_the_ode() -> None:
+    start, end = FINE - 1, FINE // 8
+    x = torch.linspace(-2.5, 2.5, 41, dtype=torch.float64)
+    exact = quantile(cdf(x, 0.0, 1.0), NO_SIGNAL.alpha(end), NO_SIGNAL.sigma(end))
+    errors = []
+    for steps in (32, 64, 128, 256):
+        *_, last = plms(denoiser(NO_SIGNAL), x, NO_SIGNAL, no_noise, timesteps=grid(start, end, steps))
+        errors.append((last.x - exact).abs().mean().item())
+    assert errors[-1] < 2e-4
+    ratios = [before / after for before, after in pairwise(errors)]
+    assert all(ratio > 3 for ratio in ratios), ratios
 
 
 @pytest.mark.parametrize("name", ["ddim-eta-0", "ddim-eta-1", "ddpm", "ddpm-beta"])

@@ -5,11 +5,14 @@ import sys
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uldm_cli.core.spacing import compvis_timesteps, uniform_timesteps
+from uldm_cli.core.spacing import compvis_timesteps, trailing_timesteps, uniform_timesteps
 from uldm_cli.errors import ConfigError, UsageError
+
+DIVISORS = [steps for steps in range(1, 1001) if 1000 % steps == 0]
 
 
 @given(st.integers(1, 2000).flatmap(lambda T: st.tuples(st.just(T), st.integers(1, T))))
@@ -28,6 +31,29 @@ def test_exactly_the_steps_asked_for(T_and_steps: tuple[int, int]) -> None:
         assert gaps <= {T // steps, -(-T // steps)}
 
 
+@given(st.integers(1, 2000).flatmap(lambda T: st.tuples(st.just(T), st.integers(1, T))))
+@settings(deadline=None)
+def test_trailing_timesteps_begin_at_the_last_and_end_clean(T_and_steps: tuple[int, int]) -> None:
+    T, steps = T_and_steps
+    timesteps = trailing_timesteps(T, steps)
+    assert len(timesteps) == steps + 1
+    assert (timesteps[0], timesteps[-1]) == (T - 1, -1)
+    gaps = {before - after for before, after in pairwise(timesteps)}
+    assert min(gaps) >= 1
+    assert max(gaps) - min(gaps) <= 2  # of rounded places
+
+
+def test_trailing_timesteps_are_those_of_diffusers() -> None:
+    from diffusers import DDIMScheduler
+
+    theirs = DDIMScheduler(num_train_timesteps=1000, timestep_spacing="trailing")
+    for steps in range(1, 1001):
+        theirs.set_timesteps(steps)
+        if len(theirs.timesteps) == steps:  # rounding their step can make one more
+            difference = torch.tensor(trailing_timesteps(1000, steps)[:-1]) - theirs.timesteps
+            assert difference.abs().max() <= (steps not in DIVISORS)  # halves may be rounded the other way
+
+
 @pytest.mark.parametrize("T", [12, 1000])
 def test_divisors_give_the_references_spacing(T: int) -> None:
     divisors = [steps for steps in range(1, T) if T % steps == 0]
@@ -41,9 +67,10 @@ def test_all_timesteps() -> None:
 
 
 @pytest.mark.parametrize("steps", [-1, 0, 1001])
-def test_impossible_numbers_of_steps(steps: int) -> None:
+@pytest.mark.parametrize("choose", [uniform_timesteps, trailing_timesteps])
+def test_impossible_numbers_of_steps(choose, steps: int) -> None:
     with pytest.raises(UsageError, match=f"{steps} sampling steps asked for. The model's schedule allows 1 to 1000"):
-        uniform_timesteps(1000, steps)
+        choose(1000, steps)
 
 
 def reference(T: int, steps: int) -> list[int] | None:

@@ -1,21 +1,14 @@
-"""Losses of what can be trained, by hand, and that a sample's draws are its number's."""
+"""Losses of autoencoders, by hand."""
 
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uldm_cli import assets
-from uldm_cli.core import rng
 from uldm_cli.core.autoencoding import AutoencoderTask, ReconstructionWeights
-from uldm_cli.core.denoiser import Denoiser, Target
-from uldm_cli.core.diffusing import DiffusionTask
-from uldm_cli.core.latent import LatentDiffusion
 from uldm_cli.core.lpips import LPIPS
-from uldm_cli.core.rng import STREAM_NOISE, STREAM_TIMESTEP
-from uldm_cli.core.schedules import VariancePreserving, cosine_betas
 from uldm_cli.formats.native import load_tensors
 from uldm_cli.specs.autoencoders import VQVAE
 
@@ -93,71 +86,3 @@ def test_codebook_figures_are_of_the_epoch_and_steps_reach_the_codebook() -> Non
     assert logs["usage"] == len(shares) / 16
     task.start_epoch()
     assert task.codebook_logs() == {"perplexity": 1.0, "usage": 0.0}
-
-
-class Halving(nn.Module):
-    """An autoencoder without parameters to learn: half the values, quarter of the size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.factor = nn.Parameter(torch.tensor(0.5))
-
-    def to_latent(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        return self.factor * F.avg_pool2d(x, 2)
-
-
-class Backbone(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, padding=1)
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.conv(x) + 0.01 * t.view(-1, 1, 1, 1)
-
-
-SCHEDULE = VariancePreserving(cosine_betas(100))
-
-
-def diffusion_task(target: Target = "eps") -> DiffusionTask:
-    torch.manual_seed(0)
-    denoiser = Denoiser(Backbone(), SCHEDULE, target)
-    return DiffusionTask(LatentDiffusion(Halving(), denoiser, 3.0, (3, 4, 4), (3, 8, 8)), seed=11)
-
-
-@pytest.mark.parametrize("target", ["eps", "x0", "v"])
-def test_diffusion_loss_by_hand(target: Target) -> None:
-    task, x, number = diffusion_task(target), images(), torch.arange(100, 108)
-    loss, _ = task("denoiser", x, number)
-    z = 3 * 0.5 * F.avg_pool2d(x, 2)
-    errors = []
-    for i, n in enumerate(number):
-        t = int(rng.integers(11, STREAM_TIMESTEP, n[None], 100))
-        eps = rng.normal(11, STREAM_NOISE, n[None], (3, 4, 4))
-        alpha, sigma = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
-        wanted = {"eps": eps, "x0": z[i : i + 1], "v": alpha * eps - sigma * z[i : i + 1]}[target]
-        out = task.model.denoiser.backbone(alpha * z[i : i + 1] + sigma * eps, torch.tensor([t]))
-        errors.append((out - wanted).square().mean())
-    torch.testing.assert_close(loss, torch.stack(errors).mean(), rtol=1e-4, atol=1e-5)
-
-
-def test_a_batch_of_eight_is_eight_of_one() -> None:
-    task, x, number = diffusion_task(), images(), torch.arange(40, 48)
-    together = task("denoiser", x, number)[0]
-    alone = [task("denoiser", x[i : i + 1], number[i : i + 1])[0] for i in range(8)]
-    torch.testing.assert_close(together, torch.stack(alone).mean(), rtol=1e-5, atol=1e-6)
-    assert len({round(loss.item(), 4) for loss in alone}) == 8
-    assert not torch.isclose(task("denoiser", x, number + 8)[0], together, rtol=1e-3)
-
-
-def test_the_autoencoder_is_not_trained() -> None:
-    task = diffusion_task().train()
-    assert task.training
-    assert task.model.denoiser.training
-    assert not task.model.autoencoder.training
-    loss, _ = task("denoiser", images(), torch.arange(8))
-    loss.backward()
-    assert task.model.autoencoder.factor.grad is None
-    assert not task.model.autoencoder.factor.requires_grad
-    trained = task.trained("denoiser")
-    assert {id(p) for p in trained} == {id(p) for p in task.model.denoiser.backbone.parameters()}
-    assert all(p.grad is not None for p in trained)

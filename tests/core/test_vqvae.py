@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from uldm_cli.core.blocks import Downsample, SelfAttention, Upsample
-from uldm_cli.core.quantizers import EMAQuantizer, Quantizer
+from uldm_cli.core.quantizers import EMAQuantizer, NearestQuantizer
 from uldm_cli.core.vqvae import VQVAE
 from uldm_cli.errors import ConfigError
 from uldm_cli.specs import autoencoders
@@ -128,7 +128,7 @@ def test_every_parameter_learns(quantizer: str) -> None:
 
 
 def test_quantizer_is_that_of_the_config() -> None:
-    assert type(build().quantize) is Quantizer
+    assert type(build().quantize) is NearestQuantizer
     ema = build(quantizer={"kind": "ema", "decay": 0.5, "revive_below": 0.25, "seed": 3}).quantize
     assert isinstance(ema, EMAQuantizer)
     assert (ema.decay, ema.revive_below, ema.seed) == (0.5, 0.25, 3)

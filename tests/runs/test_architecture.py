@@ -57,6 +57,9 @@ def stages(architecture: Architecture) -> list[tuple[str, int, int, int, int | N
     [
         "vqvae",
         VQVAE,
+        {"kind": "vqvae", "quantizer": "fsq"},
+        {"kind": "vqvae", "quantizer": "cosine"},
+        {"kind": "vq", "quantizer": {"kind": "cosine", "code_dim": 2}, **PUBLISHED},
         *({"kind": kind, "attn_type": how, **PUBLISHED} for kind, how in product(("vq", "kl"), ("vanilla", "none"))),
     ],
     ids=str,

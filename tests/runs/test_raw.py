@@ -60,7 +60,7 @@ def test_the_numbers_are_those_of_the_sampler(config, out):
     assert found.about == {
         "format": "uldm-trajectory-1",
         "model": spec.model,
-        "sampler": '{"kind": "ddim", "steps": 10, "spacing": "uniform", "eta": 1.0}',
+        "sampler": '{"kind": "ddim", "steps": 10, "spacing": "auto", "eta": 1.0}',
         "show": "x_t",
         "seed": "1125",
     }

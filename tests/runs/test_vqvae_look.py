@@ -11,12 +11,15 @@ from PIL import Image
 
 from uldm_cli import console
 from uldm_cli.errors import ConfigError, UsageError
+from uldm_cli.formats import native
+from uldm_cli.formats.checkpoint import Header
 from uldm_cli.runs.draw.overlay import colored
 from uldm_cli.runs.vqvae_codebook import codebook
 from uldm_cli.runs.vqvae_latents import interpolate, latents
 from uldm_cli.runs.vqvae_look import Autoencoder, Request, Source, batches, choose
 from uldm_cli.runs.vqvae_reconstruct import reconstruct
 from uldm_cli.runs.vqvae_visualize import visualize
+from uldm_cli.specs.models import AutoencoderModel
 
 ASSETS = os.environ.get("ULDM_TEST_ASSETS")
 FILES = ("_code_hist.png", "_loss.txt", "_recon.png", "_recon_indices.png")
@@ -193,6 +196,31 @@ def test_without_images_an_ema_codebook_says_what_training_counted(request_: Req
     assert usage.images == 0
     assert codebook(Path("other"), Request(str(golden_checkpoint("uncond-vq")), device="cpu")).usage is None
     assert names("other") == ["codebook_codes.png", "codebook_map.png"]
+
+
+@pytest.mark.parametrize("quantizer", ["cosine", {"kind": "fsq", "levels": [4, 4, 3, 3]}], ids=str)
+def test_codes_of_every_kind_are_drawn(quantizer: object) -> None:
+    shape = {"down_channels": [8, 8], "mid_channels": [8, 8], "down_sample": [True], "attn_down": [False]}
+    layers = {"norm_channels": 4, "num_heads": 1, "num_down_layers": 1, "num_up_layers": 1}
+    given = {"kind": "vqvae", "codebook_size": 144, "quantizer": quantizer, **shape, **layers}
+    model = AutoencoderModel.model_validate({"autoencoder": given, "image_size": 32})
+    native.save(
+        Path("model.safetensors"),
+        Header("autoencoder", model.model_dump(mode="json")),
+        {"model": model.build().state_dict()},
+    )
+    save("in/a.png")
+    asked = Request("model.safetensors", device="cpu")
+    result = codebook(Path("out"), asked, data="in")
+    assert (result.size, result.dim) == (144, 4)
+    assert result.usage is not None
+    assert sum(result.usage.counts) == 16 * 16
+    assert names("out") == ["codebook_codes.png", "codebook_map.png", "codebook_usage.png"]
+    assert codebook(Path("unknown"), asked).usage is None
+    visualize(Path("in/a.png"), Path("seen"), asked)
+    assert names("seen") == [f"a{ending}" for ending in FILES]
+    figures = losses("seen/a_loss.txt")
+    assert figures["codes_used"] == sum(count > 0 for count in result.usage.counts)
 
 
 def test_a_kind_of_data_set_can_be_counted_over(request_: Request) -> None:

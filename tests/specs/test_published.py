@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -19,12 +20,14 @@ from PIL import Image
 from uldm_cli import registry
 from uldm_cli.core.data import FileImages, ImageSet, sequential, stream
 from uldm_cli.errors import ConfigError, UldmError, UsageError
+from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.base import spec_class
 from uldm_cli.specs.datasets import Images, Tiny
 from uldm_cli.specs.datasets.cifar import ARCHIVE, CIFAR10
 from uldm_cli.specs.datasets.files import FFHQ, LSUN, CelebA, CelebAHQ
 from uldm_cli.specs.datasets.hub import HuggingFace
 from uldm_cli.specs.datasets.imagenet import ImageNet
+from uldm_cli.specs.load import load_config
 
 datasets = pytest.importorskip("datasets")
 
@@ -477,6 +480,14 @@ EVERY: dict[str, Callable[[Path], Any]] = {
 
 def test_every_built_in_kind_is_tested() -> None:
     assert {*EVERY, "mnist", "fashion-mnist"} == set(registry.BUILTIN["datasets"])
+
+
+def test_the_page_about_data_names_every_kind_and_its_commands_are_right() -> None:
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    assert all(f"`{kind}`" in page for kind in registry.BUILTIN["datasets"])
+    commands = re.findall(r"^uldm vqvae train (.*)$", page, re.MULTILINE)
+    kinds = {load_config(AutoencoderTraining, None, command.split()).data.kind for command in commands}
+    assert kinds == set(registry.BUILTIN["datasets"]) - {"mnist", "fashion-mnist", "tiny"}
 
 
 @pytest.mark.parametrize("kind", EVERY)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from uldm_cli.cli import explain, grid
+from uldm_cli.cli import ema, explain, grid
 from uldm_cli.cli.options import (
     Arguments,
     BatchSize,
@@ -123,3 +123,4 @@ add_train(
     TRAIN_EXAMPLES,
     command="ldm-train",
 )
+ema.add_to(app, "ldm", "latent-diffusion")

@@ -1,7 +1,7 @@
 """`uldm vqvae train` and `uldm ldm train`: the command that both are, and what it shows of a run."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from uldm_cli.runs.preview import Preview
     from uldm_cli.runs.train import Result
 
+InitFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--init-from", metavar="REF", help="Begin with the weights of this model; what is not given is as it says."
+    ),
+]
 LABELS = {
     "epoch": "epochs",
     "l1": "mean absolute error",
@@ -32,6 +38,14 @@ LABELS = {
     "lpips": "perceptual distance",
     "codebook": "codebook loss",
     "commitment": "commitment loss",
+    "kl": "divergence of the latents, nats an image",
+    "nll": "negative log-likelihood",
+    "logvar": "log-variance of the pixels",
+    "generator": "generator's loss",
+    "d_weight": "factor of the generator's loss",
+    "discriminator": "discriminator's loss",
+    "logits_real": "logits of images",
+    "logits_fake": "logits of reconstructions",
     "psnr": "PSNR, dB",
     "perplexity": "perplexity of the codes",
     "usage": "codes used, %",
@@ -57,6 +71,7 @@ def add_train(app: typer.Typer, about: str, examples: str, command: str) -> None
         arguments: Arguments = None,
         batch_size: BatchSize = None,
         seed: Seed = None,
+        init_from: InitFrom = None,
         outdir: Outdir = None,
         resume: Resume = False,
         dry_run: DryRun = False,
@@ -87,7 +102,11 @@ def add_train(app: typer.Typer, about: str, examples: str, command: str) -> None
 
 def _show_preview(preview: "Preview") -> None:
     """The plan of a run, for `--dry-run`."""
+    from uldm_cli.runs.memory import in_gb
+    from uldm_cli.runs.train import processes
+
     plan, train = preview.plan, preview.plan.train
+    shared = f"{plan.micro_batch} images at a time, {train.accumulate} times a step, in processes: {processes()}"
     epochs = train.steps * train.batch_size / preview.images
     data = {
         "outdir": plan.folder,
@@ -100,6 +119,11 @@ def _show_preview(preview: "Preview") -> None:
         "batch_size": train.batch_size,
         "steps": train.steps,
         "epochs": epochs,
+        "processes": processes(),
+        "accumulate": train.accumulate,
+        "memory_bytes": {
+            name: getattr(preview.memory, name) for name in ("weights", "training", "activations", "total")
+        },
         "start": plan.start,
         "checkpoint": plan.checkpoint,
         "dry_run": True,
@@ -109,7 +133,14 @@ def _show_preview(preview: "Preview") -> None:
         *preview.details.items(),
         ("images an epoch", f"{preview.images:,}" + (f", {preview.skipped} skipped" if preview.skipped else "")),
         ("steps", f"{train.steps:,} of {train.batch_size} images, {epochs:,.1f} epochs"),
-        ("checkpoints", f"every {train.save_every:,} steps"),
+        *([("shared out", shared)] if plan.micro_batch < train.batch_size else []),
+        (
+            "memory",
+            f"about {in_gb(preview.memory.total)} a process, of it {in_gb(preview.memory.activations)} activations",
+        ),
+        ("checkpoints", f"every {train.save_every:,} steps: {plan.folder}/checkpoints"),
+        ("pictures", f"every {train.picture_every:,} steps: {plan.folder}/pictures"),
+        ("figures", f"every {train.log_every:,} steps: {plan.folder}/metrics.jsonl"),
         ("goes on from", f"step {plan.start:,}, {plan.checkpoint}" if plan.checkpoint else "nothing: a new run"),
         ("computed on", preview.device),
     ]

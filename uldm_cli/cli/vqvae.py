@@ -2,7 +2,7 @@
 
 import typer
 
-from uldm_cli.cli import diagram, vqvae_encode, vqvae_look
+from uldm_cli.cli import diagram, ema, vqvae_encode, vqvae_look
 from uldm_cli.cli.training import add_train
 
 app = typer.Typer()
@@ -22,3 +22,4 @@ add_train(app, "Train a VQ-VAE.", EXAMPLES, command="vqvae-train")
 vqvae_encode.add_to(app)
 vqvae_look.add_to(app)
 diagram.add_to(app)
+ema.add_to(app, "vqvae", "autoencoder")

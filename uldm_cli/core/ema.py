@@ -98,6 +98,35 @@ class PowerEMA(Average):
         return (1 - 1 / n) ** (self.gamma + 1)
 
 
+class Profiles:
+    """Power-function averages of several widths, from which `post_hoc_factors` makes one of any.
+
+    Args:
+        module: as in `Average`.
+        sigmas: the widths, as `PowerEMA` takes them; without any, nothing is kept.
+    """
+
+    def __init__(self, module: nn.Module, sigmas: Sequence[float]) -> None:
+        self.averages = [PowerEMA(module, sigma) for sigma in sigmas]
+
+    def update(self) -> None:
+        for average in self.averages:
+            average.update()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What resuming needs, by the number of the average, and name."""
+        tensors = {"updates": torch.tensor([average.updates for average in self.averages])} if self.averages else {}
+        for i, average in enumerate(self.averages):
+            tensors |= {f"{i}.{key}": value for key, value in average.state.items()}
+        return tensors
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
+        for i, average in enumerate(self.averages):
+            state = {key: tensors[f"{i}.{key}"] for key in average.state}
+            average.load(state, int(tensors["updates"][i]))
+
+
 def gamma_of(sigma_rel: float) -> float:
     """The power, 0 or greater, of an average's width in (0, WIDEST] (Karras et al. 2024, algorithm 2).
 

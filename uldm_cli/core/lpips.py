@@ -50,34 +50,36 @@ class LPIPS(nn.Module):
         net: whose features are compared.
         checked: refuse images whose values are outside of the range. A loss in training takes what a decoder
             overshoots, and does not wait for the device to tell.
+        sha256: of the file that the features come from, hexadecimal; kept to tell weights apart.
 
     Raises:
         UldmError: a weight is missing or has the wrong shape.
     """
 
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(self, weights: Mapping[str, Tensor], net: Net = "vgg", *, checked: bool = True) -> None:
+    def __init__(
+        self, weights: Mapping[str, Tensor], net: Net = "vgg", *, checked: bool = True, sha256: str | None = None
+    ) -> None:
         super().__init__()
         self.net: Net = net
         self.backbone = BACKBONES[net]
-        self.checked = checked
-        self.features = _empty_features(net).to_empty(device="cpu")
+        self.checked, self.sha256 = checked, sha256
+        self.features = empty_features(net).to_empty(device="cpu")
         for layer in self.features.modules():
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # the slices' outputs are kept
+        self.scaling_layer = ScalingLayer()
         for i, width in enumerate(self.backbone.widths):
-            self.register_buffer(f"lin{i}", torch.zeros(1, width, 1, 1))
-        # ImageNet's mean and deviation, for images in [-1, 1].
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
-        renamed = {key.replace(".model.1.weight", ""): value.float() for key, value in weights.items()}
+            self.add_module(f"lin{i}", NetLinLayer(width))
         try:
-            self.load_state_dict(renamed)
+            self.load_state_dict({key: value.float() for key, value in weights.items()})
         except RuntimeError as e:
             raise UldmError(f"the LPIPS weights do not fit: {str(e).splitlines()[-1].strip()}") from e
         self.requires_grad_(False).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is, and so where images must be."""
+        return self.scaling_layer.shift.device
 
     def forward(self, x0: Tensor, x1: Tensor, *, normalize: bool = False, spatial: bool = False) -> Tensor:
         """Distance of each pair, `[N, 1, 1, 1]`.
@@ -99,23 +101,19 @@ class LPIPS(nn.Module):
         if x0.shape != x1.shape:
             raise UsageError(f"LPIPS compares images of one shape, not {list(x0.shape)} with {list(x1.shape)}")
         pairs = zip(self._slices(x0, normalize), self._slices(x1, normalize), strict=True)
-        return [
-            ((_unit(f0) - _unit(f1)).square() * getattr(self, f"lin{i}")).sum(1, keepdim=True)
-            for i, (f0, f1) in enumerate(pairs)
-        ]
+        return [self.get_submodule(f"lin{i}")((_unit(f0) - _unit(f1)).square()) for i, (f0, f1) in enumerate(pairs)]
 
     def embed(self, x: Tensor, *, normalize: bool = False) -> Tensor:
         """Vectors `[N, D]` whose squared distances are the LPIPS of the images, for searches among many."""
         parts = []
         for i, features in enumerate(self._slices(x, normalize)):
-            weight = getattr(self, f"lin{i}") / (features.shape[2] * features.shape[3])
+            weight = getattr(self, f"lin{i}").weight / (features.shape[2] * features.shape[3])
             parts.append((_unit(features) * weight.sqrt()).flatten(1))
         return torch.cat(parts, 1)
 
     def _slices(self, x: Tensor, normalize: bool) -> Iterator[Tensor]:
         self._check(x, normalize)
-        h = (2 * x - 1 if normalize else x).expand(-1, 3, -1, -1)
-        h = (h - self.shift) / self.scale
+        h = self.scaling_layer((2 * x - 1 if normalize else x).expand(-1, 3, -1, -1))
         for start, end in pairwise((0, *self.backbone.cuts)):
             h = self.features[start:end](h)
             yield h
@@ -132,6 +130,38 @@ class LPIPS(nn.Module):
             bottom = 0 if normalize else -1
             if not (low >= bottom - _SLACK and high <= 1 + _SLACK):  # so that NaN is refused, too
                 raise UsageError(f"LPIPS was given values from {low:g} to {high:g}, and takes {bottom} to 1")
+
+
+class ScalingLayer(nn.Module):
+    """Images in [-1, 1] with ImageNet's mean and deviation taken out."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> the same
+        return (x - self.shift) / self.scale
+
+
+class NetLinLayer(nn.Module):
+    """Weighted sum of squared differences over the channels. Its weight has the authors' name, `model.1.weight`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        layer = nn.Conv2d(width, 1, 1, bias=False, device="meta").to_empty(device="cpu")
+        self.model = nn.Sequential(nn.Identity(), layer)  # where the authors have dropout, in training this layer
+
+    @property
+    def weight(self) -> Tensor:
+        """`[1, C, 1, 1]`, none below 0."""
+        return self.get_parameter("model.1.weight")
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, h, w) -> (N, 1, h, w)
+        return (x * self.weight).sum(1, keepdim=True)
 
 
 def full_precision() -> AbstractContextManager[None]:
@@ -166,7 +196,7 @@ def drawn_features(net: Net) -> dict[str, Tensor]:
     """
     generator = torch.Generator().manual_seed(0)
     drawn = {}
-    for name, like in _empty_features(net).state_dict().items():
+    for name, like in empty_features(net).state_dict().items():
         drawn[f"features.{name}"] = torch.zeros(like.shape)
         if name.endswith("weight"):
             deviation = (2 / like[0].numel()) ** 0.5
@@ -174,12 +204,17 @@ def drawn_features(net: Net) -> dict[str, Tensor]:
     return drawn
 
 
-def _empty_features(net: Net) -> nn.Sequential:
-    """On the meta device: else the classifier's weights, up to 124 M, would be drawn too."""
+def empty_features(net: Net) -> nn.Sequential:
+    """The slices without weights, on the meta device: else the classifier's, up to 124 M, would be drawn too."""
     with torch.device("meta"):
         return BACKBONES[net].build(weights=None).features[: BACKBONES[net].cuts[-1]]
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Features of unit length at each position; epsilon outside the root, as the authors have it."""
-    return features / (features.square().sum(1, keepdim=True).sqrt() + 1e-10)
+    """Features of unit length at each position; epsilon outside the root, as the authors have it.
+
+    The length is computed in float32 or better, and the root of 0, whose slope is infinite, is not taken: where a ReLU
+    leaves nothing of all features, as on an even background, the gradient would be NaN.
+    """
+    squares = features.square().sum(1, keepdim=True, dtype=torch.promote_types(features.dtype, torch.float32))
+    return features / (squares.clamp(min=1e-38).sqrt() + 1e-10)

@@ -67,7 +67,7 @@ class Search:
 def embed(lpips: LPIPS, images: Tensor) -> Tensor:
     """`LPIPS.embed` of images uint8 `[N, C, H, W]`, on the device that `lpips` is on."""
     with full_precision():
-        return lpips.embed(images.to(lpips.shift.device).float() / 127.5 - 1)
+        return lpips.embed(images.to(lpips.device).float() / 127.5 - 1)
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:

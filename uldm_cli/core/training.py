@@ -4,7 +4,7 @@ What is evaluated, shown and saved happens outside, between records.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from uldm_cli.core import rng
 from uldm_cli.core.data import Batch
-from uldm_cli.core.ema import EMA
+from uldm_cli.core.ema import EMA, Profiles
 from uldm_cli.core.engine import Engine
 
 
@@ -107,6 +107,7 @@ class Trainer:
         ema_decay: of the average.
         flip_seed: of mirroring half of the images; None mirrors none.
         accumulate: micro-batches a step.
+        ema_profiles: widths of the averages that are kept beside the usual one, as `Profiles` takes them.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Trainer:
         ema_decay: float,
         flip_seed: int | None,
         accumulate: int = 1,
+        ema_profiles: Sequence[float] = (),
     ) -> None:
         self.task, self.engine = task.to(engine.device, engine.weights_dtype), engine
         self.optimization, self.flip_seed, self.accumulate = optimization, flip_seed, accumulate
@@ -133,7 +135,7 @@ class Trainer:
             for phase, optimizer in self.optimizers.items()
         }
         self._norms = {phase: RunningNorm() for phase in task.phases}
-        self.ema = EMA(averaged, ema_decay)
+        self.ema, self.profiles = EMA(averaged, ema_decay), Profiles(averaged, ema_profiles)
 
     def fit(self, batches: Iterable[Batch], start: int = 0) -> Iterator[Record]:
         """Trains from the step after `start` to the last, yielding a record a step."""
@@ -163,6 +165,7 @@ class Trainer:
                 self._norms[phase].add(float(logs[f"{phase}_grad_norm"]))
             self.task.after_step(step)
             self.ema.update()
+            self.profiles.update()
         return Record(step, micro, logs, lr, skipped)
 
     def _gradient(self, phase: str, inputs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -209,7 +212,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What resuming needs beside the model's weights: the optimizers' moments, by phase, parameter and name; the
-        task's own state; the gradients' usual norms; the scaler of fp16."""
+        task's own state; averages beside the usual one; the gradients' usual norms; the scaler of fp16."""
         tensors = {}
         for phase, optimizer in self.optimizers.items():
             for index, values in optimizer.state_dict()["state"].items():
@@ -217,6 +220,7 @@ class Trainer:
                     tensors[f"{phase}.{index}.{name}"] = torch.as_tensor(value)
             tensors[f"{phase}.norm"] = self._norms[phase].state()
         tensors |= {f"task.{name}": value for name, value in self.task.state().items()}
+        tensors |= {f"profiles.{name}": value for name, value in self.profiles.state_dict().items()}
         if self.engine.scaler is not None:
             scaler = self.engine.scaler.state_dict()
             tensors |= {f"scaler.{name}": torch.tensor(float(value)) for name, value in scaler.items()}
@@ -234,6 +238,7 @@ class Trainer:
             optimizer.load_state_dict(state)
             self._norms[phase].load(tensors[f"{phase}.norm"])
         self.task.load_state(_below("task.", tensors))
+        self.profiles.load_state_dict(_below("profiles.", tensors))
         if self.engine.scaler is not None:
             now = self.engine.scaler.state_dict()
             stored = _below("scaler.", tensors)

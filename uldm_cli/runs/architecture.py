@@ -45,6 +45,10 @@ class Stage:
     """Of its attention; None without."""
     codes: int | None = None
     """Entries of a codebook."""
+    code_length: int = 0
+    """Of each of them; its layers are what projects the latents to that length and back."""
+    learned: bool = True
+    """Whether the codes are found by training, not a fixed grid."""
     beside: int = 0
     """Channels of a condition that stand beside its own."""
 
@@ -56,7 +60,7 @@ class Stage:
     @property
     def parameters(self) -> int:
         """Weights of its layers, or numbers in its codebook."""
-        return sum(layer.parameters for layer in self.layers) + (self.codes or 0) * self.channels
+        return sum(layer.parameters for layer in self.layers) + self.learned * (self.codes or 0) * self.code_length
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,7 @@ def _vqvae(spec: VQVAE, side: int) -> Iterator[Stage]:
             layers += [_convolution(last, z, normed=True), _convolution(z, z, 1)]
         yield _level("encoder", small, layers, out, spec.num_heads)
     yield Stage("maps", "latent", z, small)
-    yield Stage("codebook", "codebook", z, small, codes=spec.codebook_size)
+    yield _codebook(spec, z, small)
     for i, (out, width) in enumerate(reversed(middle)):
         layers = [] if i else [_convolution(z, z, 1), _convolution(z, last)]
         yield _level("decoder", small, layers + _middle(width, out, spec.num_mid_layers), out, spec.num_heads)
@@ -251,6 +255,17 @@ def _vqvae_decoder(spec: VQVAE, side: int) -> Iterator[Stage]:
         if i == 0:
             layers.append(_convolution(out, spec.in_channels, normed=True))
         yield _level("decoder", side, layers, out, spec.num_heads if attends else None)
+
+
+def _codebook(spec: Any, channels: int, side: int) -> Stage:
+    quantizer = spec.quantizer
+    projected = quantizer.code_dim if quantizer.kind == "cosine" else None
+    length = projected or channels
+    layers = (_convolution(channels, length, 1), _convolution(length, channels, 1)) if projected else ()
+    learned = quantizer.kind != "fsq"
+    return Stage(
+        "codebook", "codebook", channels, side, layers, codes=spec.codebook_size, code_length=length, learned=learned
+    )
 
 
 def _published(spec: VQ | KL, side: int) -> Iterator[Stage]:
@@ -286,7 +301,7 @@ def _published_latents(spec: VQ | KL, side: int, width: int) -> Iterator[Stage]:
     if spec.kind == "kl":
         yield from (Stage("posterior", "posterior", 2 * channels, side), latent)
     else:
-        yield from (latent, Stage("codebook", "codebook", channels, side, codes=spec.codebook_size))
+        yield from (latent, _codebook(spec, channels, side))
     beginning = [_convolution(channels, z, 1), _convolution(z, width)]
     yield _level("decoder", side, beginning + middle, width, 1 if attends else None)
 

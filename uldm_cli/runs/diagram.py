@@ -6,12 +6,11 @@ import json
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from uldm_cli import console
 from uldm_cli.errors import ConfigError
-from uldm_cli.formats.compvis import read_config
+from uldm_cli.formats.compvis import Translated, read_config
 from uldm_cli.runs import zoo
 from uldm_cli.runs.architecture import Architecture, UnknownKind, autoencoder_of, backbone_of
 from uldm_cli.runs.configs import resolve_config
@@ -24,7 +23,7 @@ from uldm_cli.specs.diffusion_training import DiffusionTraining
 from uldm_cli.specs.load import SUFFIXES
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel, read_model
 from uldm_cli.specs.sampling import Sampling
-from uldm_cli.specs.yamlfile import read_yaml, to_yaml
+from uldm_cli.specs.yamlfile import read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,26 +83,22 @@ def read(config: Path | None, overrides: Sequence[str] = (), model: str | None =
     if "kind" not in read_yaml(config, targets=True)[0]:
         if overrides:
             raise ConfigError(f"{overrides[0]} cannot change {config}, the config of a published model", "Edit it")
-        return _published(config, config.name)
+        return _published(read_config(config), config.name)
     return _of_command(resolve_config(str(config), overrides), config)
 
 
 def _of_reference(reference: str | None, config: Path | None) -> Described:
     if reference is not None and reference.startswith("zoo:") and config is None:
         name = reference.removeprefix("zoo:")
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / f"{name}.yaml"
-            path.write_text(to_yaml(zoo.config_of(name)), encoding="utf-8")
-            return _published(path, name)
+        return _published(zoo.described(name), name)
     file = resolve(reference, "autoencoder", config)
     kind = LatentDiffusionModel if file.header.kind == "latent-diffusion" else AutoencoderModel
     return Described(file.name, model_config(file, kind))
 
 
-def _published(path: Path, name: str) -> Described:
-    known = read_config(path)
+def _published(known: Translated, name: str) -> Described:
     kind = LatentDiffusionModel if known.kind == "latent-diffusion" else AutoencoderModel
-    return Described(name, read_model(kind, known.config, str(path)))
+    return Described(name, read_model(kind, known.config, str(known.path)))
 
 
 def _of_command(spec: Spec, config: Path) -> Described:

@@ -11,8 +11,16 @@ from uldm_cli import console
 from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.runs.checkpoints import MODEL
 from uldm_cli.runs.latent_cache import cached_data, check_autoencoder, read_index, training_set
+from uldm_cli.runs.memory import diffusion_memory, mind_memory
 from uldm_cli.runs.metrics import Line
-from uldm_cli.runs.models import load_autoencoder, load_backbone, model_config, resolve
+from uldm_cli.runs.models import (
+    ModelFile,
+    load_autoencoder,
+    load_backbone,
+    model_config,
+    resolve,
+    unpulled_autoencoder,
+)
 from uldm_cli.runs.outdir import default_outdir
 from uldm_cli.runs.preview import Preview
 from uldm_cli.runs.preview import preview as make_preview
@@ -60,20 +68,28 @@ def preview(plan: Plan[DiffusionTraining]) -> Preview:
     import torch
 
     spec = plan.config
-    autoencoder = model_config(resolve(spec.autoencoder, "autoencoder"), AutoencoderModel)
-    channels, side, _ = autoencoder.latent_shape
+    assert spec.data is not None
+    where, autoencoder = str(spec.autoencoder), unpulled_autoencoder(spec.autoencoder)
+    if autoencoder is None:
+        autoencoder = model_config(resolve(spec.autoencoder, "autoencoder"), AutoencoderModel)
+    else:
+        where += f", not on this machine yet: uldm convert zoo pull {where.removeprefix('zoo:')}"
+    channels, side, _ = autoencoder.model_copy(update={"image_size": spec.data.size}).latent_shape
     with torch.device("meta"):
         module = spec.backbone.build(channels, channels * (2 if spec.learned_variance else 1))
-    details = {"autoencoder": str(spec.autoencoder), "latents": f"{channels} channels of {side}x{side}"}
+    details = {"autoencoder": where, "latents": f"{channels} channels of {side}x{side}"}
     if spec.latents is not None:
         details["read from"] = spec.latents
     if spec.init_from is not None:
         details["begins with"] = spec.init_from
-    return make_preview(plan, "latent diffusion", module, details)
+    return make_preview(plan, "latent diffusion", module, diffusion_memory(plan), details)
 
 
 def run(plan: Plan[DiffusionTraining]) -> Result:
     """Trains as the plan's config says."""
+    resolve(_source(plan), "autoencoder")  # before the images: to open some takes an hour of extracting
+    if not plan.finished:
+        mind_memory(plan, diffusion_memory)
     return train(plan, partial(DiffusionJob, plan))
 
 
@@ -83,6 +99,18 @@ def complete(spec: DiffusionTraining) -> DiffusionTraining:
     Raises:
         ConfigError: there is no autoencoder, or it cannot take the data, or the backbone not its latents.
     """
+    model = unpulled_autoencoder(spec.autoencoder)
+    if model is not None and spec.latents is None and spec.data is not None:
+        completed = spec  # that is a plan; to make it true takes the weights, which `run` asks for
+    else:
+        completed, file = _found(spec)
+        model = model_config(file, AutoencoderModel)
+    completed.check_fit(model.autoencoder, str(completed.autoencoder))
+    return completed
+
+
+def _found(spec: DiffusionTraining) -> tuple[DiffusionTraining, ModelFile]:
+    """The config with the autoencoder and the data that are there, and the autoencoder's file."""
     if spec.latents is None:
         reference, file = chosen_autoencoder(spec.autoencoder)
         data = chosen_data(spec.data, file)
@@ -90,9 +118,7 @@ def complete(spec: DiffusionTraining) -> DiffusionTraining:
         index = read_index(Path(spec.latents))
         reference, file = chosen_autoencoder(spec.autoencoder or index.reference)
         data = cached_data(Path(spec.latents), index, spec.data)
-    completed = spec.model_copy(update={"autoencoder": reference, "data": data})
-    completed.check_fit(model_config(file, AutoencoderModel).autoencoder, reference)
-    return completed
+    return spec.model_copy(update={"autoencoder": reference, "data": data}), file
 
 
 def base_config(reference: str) -> dict[str, Any]:
@@ -222,6 +248,7 @@ class DiffusionJob:
             ema_decay=spec.train.ema_decay,
             flip_seed=spec.train.seed if spec.data.flip and spec.latents is None else None,
             accumulate=spec.train.accumulate,
+            ema_profiles=spec.train.ema_profiles,
         )
         self.title = f"latent diffusion, {count_parameters(self.module):,} parameters, {engine.precision}"
 

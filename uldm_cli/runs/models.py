@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from uldm_cli import assets
 from uldm_cli.errors import ConfigError, nearest
@@ -12,9 +12,12 @@ from uldm_cli.formats.detect import open_checkpoint
 from uldm_cli.formats.native import load_part
 from uldm_cli.runs import zoo
 from uldm_cli.runs.checkpoints import MODEL, Checkpoints
+from uldm_cli.runs.outdir import OUTPUTS
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel, M, read_model
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from uldm_cli.core.latent import LatentDiffusion
@@ -84,7 +87,8 @@ def _located(name: str) -> Path:
         return newest / MODEL if newest else path
     if not path.exists():
         guess = nearest(name, EMBEDDED)
-        raise ConfigError(f"there is no model {name!r}", f"Did you mean {guess!r}?" if guess else _KNOWN)
+        hint = f"Train it first. {_KNOWN}" if path.parts[:1] == OUTPUTS.parts else _KNOWN
+        raise ConfigError(f"there is no model {name!r}", f"Did you mean {guess!r}?" if guess else hint)
     return path
 
 
@@ -96,10 +100,25 @@ def newest_autoencoder(outputs: Path) -> str | None:
 
 def model_config(file: ModelFile, kind: type[M]) -> M:
     """The header's config, validated. An autoencoder is also read out of a latent diffusion model's."""
-    config = file.header.config
+    return _read_config(file.header.config, kind, str(file.path))
+
+
+def _read_config(config: "Mapping[str, Any]", kind: type[M], place: str) -> M:
     if kind is AutoencoderModel:
         config = {name: value for name, value in config.items() if name in kind.model_fields}
-    return read_model(kind, config, str(file.path))
+    return read_model(kind, config, place)
+
+
+def unpulled_autoencoder(reference: str | None) -> AutoencoderModel | None:
+    """The autoencoder of a model of the zoo that is not on this machine yet; None for every other reference.
+
+    Raises:
+        ConfigError: the zoo has no such model.
+    """
+    name = reference.removeprefix("zoo:") if reference and reference.startswith("zoo:") else None
+    if name is None or zoo.folder(zoo.entry(name).name).exists():
+        return None
+    return _read_config(zoo.described(name).config, AutoencoderModel, f"zoo:{name}")
 
 
 def load_autoencoder(file: ModelFile, weights: str | None = None) -> "nn.Module":

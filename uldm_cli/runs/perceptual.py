@@ -49,17 +49,28 @@ PUBLISHED: Mapping[str, Published] = {
 
 
 @dataclass(frozen=True)
+class Settings:
+    """What the settings of a `Backbone` are called where they were made, for messages."""
+
+    net: str = "--net {}"
+    weights: str = "--weights-url"
+    download: str = "--auto-download"
+    places: str = "takes a file or an address"
+
+
+@dataclass(frozen=True)
 class Backbone:
     """Which network, and where its weights come from."""
 
     net: str = "alex"
     """"alex", "vgg" or "squeeze"."""
     weights: str | None = None
-    """A file or an http(s) address with torchvision's `features.*`."""
+    """A file or an http(s) address with torchvision's `features.*`, or a folder that holds the published file."""
     auto_download: bool = False
     """Fetch weights that are not on this machine from torchvision's address."""
     dummy: bool = False
     """Features that are drawn instead of trained: no weights are needed, and the numbers mean nothing."""
+    settings: Settings = Settings()
 
 
 @dataclass(frozen=True)
@@ -69,8 +80,11 @@ class Metric:
     module: LPIPS
     weights: str
     """Where the network's weights come from."""
-    sha256: str | None
-    """Of the file with the network's weights; None where they are drawn."""
+
+    @property
+    def sha256(self) -> str | None:
+        """Of the file with the network's weights; None where they are drawn."""
+        return self.module.sha256
 
     @property
     def title(self) -> str:
@@ -79,13 +93,25 @@ class Metric:
         return f"LPIPS {VERSION} ({self.module.backbone.title}{drawn})"
 
     @property
+    def described(self) -> str:
+        """The title, and of weights that are nobody's published ones their hash."""
+        published = PUBLISHED.get(self.module.net)
+        known = self.weights == "embedded" or (published is not None and self.sha256 == published.sha256)
+        return self.title if known else f"{self.title}, weights {self.weights} (SHA-256 {self.sha256})"
+
+    @property
     def facts(self) -> dict[str, object]:
         """For results and pictures."""
         return {"net": self.module.net, "version": VERSION, "weights": self.weights, "weights_sha256": self.sha256}
 
 
-def load_metric(backbone: Backbone, *, device: str = "auto") -> Metric:
+def load_metric(backbone: Backbone, *, device: str = "auto", checked: bool = True) -> Metric:
     """LPIPS on a device.
+
+    Args:
+        backbone: its network.
+        device: as `core.device.pick_device` takes it.
+        checked: as `core.lpips.LPIPS` takes it.
 
     Raises:
         ConfigError: there is no such network, or a file of weights does not fit.
@@ -97,24 +123,25 @@ def load_metric(backbone: Backbone, *, device: str = "auto") -> Metric:
     if backbone.net not in NETS:
         near = nearest(backbone.net, NETS)
         hint = f"Did you mean {near!r}?" if near else f"There are: {', '.join(NETS)}"
-        raise ConfigError(f"--net {backbone.net}: no such network", hint)
+        raise ConfigError(f"{backbone.settings.net.format(backbone.net)}: no such network", hint)
     net: Net = backbone.net
     if backbone.dummy and backbone.weights:
         raise ConfigError("--dummy and --weights-url are both given", "Give one of them")
     where = pick_device(device)
     embedded = load_tensors(assets.path(f"lpips-{net}.safetensors"))
     if backbone.dummy:
-        return Metric(LPIPS(embedded | drawn_features(net), net).to(where), "drawn", None)
+        return Metric(LPIPS(embedded | drawn_features(net), net, checked=checked).to(where), "drawn")
     if net == "alex" and not backbone.weights:
-        return Metric(LPIPS(embedded, net).to(where), "embedded", _sha256(assets.path("lpips-alex.safetensors")))
+        own = _sha256(assets.path("lpips-alex.safetensors"))
+        return Metric(LPIPS(embedded, net, checked=checked, sha256=own).to(where), "embedded")
     file = _file(backbone)
     found = _features(file, net)
     try:
-        module = LPIPS(embedded | found, net)
+        module = LPIPS(embedded | found, net, checked=checked, sha256=_sha256(file))
     except UldmError as error:
         what = f"{file} holds other weights than the features of {BACKBONES[net].title}"
-        raise ConfigError(what, "Name another file, or the --net that it is of") from error
-    return Metric(module.to(where), backbone.weights or PUBLISHED[net].url, _sha256(file))
+        raise ConfigError(what, "Name another file, or the network that it is of") from error
+    return Metric(module.to(where), backbone.weights or PUBLISHED[net].url)
 
 
 def _file(backbone: Backbone) -> Path:
@@ -122,16 +149,18 @@ def _file(backbone: Backbone) -> Path:
     given = backbone.weights
     published = PUBLISHED.get(backbone.net)
     if given and urlsplit(given).scheme not in ("http", "https"):
-        return Path(given).expanduser()
+        path = Path(given).expanduser()
+        return _published_in(path, backbone) if path.is_dir() else path
     if given and (published is None or given != published.url):
         destination = cache("weights") / f"{hashlib.sha256(given.encode()).hexdigest()[:8]}-{_name(given)}"
         return fetch([given], destination, description=f"weights of {backbone.net}")
     assert published is not None  # AlexNet's are embedded
     destination = cache("weights") / _name(published.url)
     if not (destination.exists() or backbone.auto_download or given):
+        said = backbone.settings
         raise ConfigError(
-            f"--net {backbone.net}: its weights are not on this machine",
-            f"--auto-download fetches them ({published.size / 1e6:,.0f} MB), --weights-url takes a file or an address",
+            f"{said.net.format(backbone.net)}: its weights are not on this machine",
+            f"{said.download} fetches them ({published.size / 1e6:,.0f} MB), {said.weights} {said.places}",
         )
     if not destination.exists():
         console.note(f"downloading {published.url} to {destination}")
@@ -142,6 +171,22 @@ def _file(backbone: Backbone) -> Path:
         sha256=published.sha256,
         size=published.size,
     )
+
+
+def _published_in(folder: Path, backbone: Backbone) -> Path:
+    """The published file in a folder that was filled for machines without a network, its checksum verified."""
+    published = PUBLISHED.get(backbone.net)
+    if published is None:
+        what = f"{backbone.settings.weights} {folder} is a folder, and the network {backbone.net} is embedded"
+        raise ConfigError(what, f"Leave {backbone.settings.weights} out, or name a file")
+    file = folder / _name(published.url)
+    if not file.is_file():
+        raise ConfigError(f"{folder} holds no {file.name}", f"Put the file there that {published.url} names")
+    found = _sha256(file)
+    if found != published.sha256:
+        what = f"{file} is not the published file: its SHA-256 is {found[:12]}..., expected {published.sha256[:12]}..."
+        raise ConfigError(what, f"Fetch it again from {published.url}, or name the file itself to use it as it is")
+    return file
 
 
 def _name(url: str) -> str:

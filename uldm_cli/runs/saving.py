@@ -11,6 +11,7 @@ from uldm_cli.formats.checkpoint import KINDS, Header
 from uldm_cli.formats.native import load_into, load_tensors, read_header, save
 from uldm_cli.formats.tensors import write_safetensors
 from uldm_cli.runs.checkpoints import MODEL, Checkpoints, check
+from uldm_cli.runs.ema import save_snapshot
 from uldm_cli.runs.metrics import Means
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def save_run(checkpoints: Checkpoints, job: "Job", config: "BaseModel", step: in
         write_safetensors(folder / STATE, state, {STATE_KEY: json.dumps(said)})
 
     try:
+        save_snapshot(checkpoints.folder.parent, step, trainer.profiles)
         return checkpoints.save(step, write)
     except (OSError, UldmError) as e:
         hint = "What was saved before is whole: the same command goes on from there"

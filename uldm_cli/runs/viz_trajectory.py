@@ -384,7 +384,7 @@ class _Distance:
             return None
 
         def embedded(part: Tensor) -> Tensor:
-            return network.embed(part.to(network.shift.device).permute(0, 3, 1, 2) / 255, normalize=True)
+            return network.embed(part.to(network.device).permute(0, 3, 1, 2) / 255, normalize=True)
 
         x, found = torch.from_numpy(images), []
         with torch.inference_mode():

@@ -131,7 +131,7 @@ def _measured(picture: Picture, recon: Bytes, lpips: LPIPS) -> dict[str, float]:
     figures = pixel_figures(picture.pixels.permute(1, 2, 0).numpy(), recon)
     if min(picture.size) >= LEAST_LPIPS:
         pair: Any = torch.stack([picture.pixels, torch.from_numpy(recon).permute(2, 0, 1)])
-        pair = to_float(pair.to(lpips.shift.device))
+        pair = to_float(pair.to(lpips.device))
         with torch.no_grad():
             figures["lpips"] = float(lpips(pair[:1], pair[1:]))
     return figures

@@ -2,27 +2,34 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from uldm_cli import assets
-from uldm_cli.formats.native import load_tensors
+from uldm_cli import console
+from uldm_cli.errors import ConfigError
+from uldm_cli.runs.memory import autoencoder_memory, mind_memory
 from uldm_cli.runs.metrics import Line
+from uldm_cli.runs.models import load_autoencoder, model_config, resolve
 from uldm_cli.runs.outdir import default_outdir
+from uldm_cli.runs.perceptual import Backbone, Metric, Settings, load_metric
 from uldm_cli.runs.preview import Preview
 from uldm_cli.runs.preview import preview as make_preview
 from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, make_plan, open_images, train
-from uldm_cli.specs.autoencoder_training import AutoencoderTraining
+from uldm_cli.specs.autoencoder_training import AutoencoderTraining, Loss
 from uldm_cli.specs.models import AutoencoderModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from uldm_cli.core.lpips import LPIPS
 
 SHOWN = 8
+WON = 0.1
+"""Loss of a discriminator below which it hardly errs; one that cannot tell has 1 (hinge) or 0.69 (vanilla)."""
+COLLAPSED = 0.2
+"""Share of the codes below which use over an epoch counts as collapse."""
 
 
 def plan(
@@ -32,25 +39,97 @@ def plan(
     return make_plan(spec, outdir, default_outdir("vqvae", "train", config), resume=resume)
 
 
+def base_config(reference: str) -> dict[str, Any]:
+    """What a training takes over from the model that it begins with, as a config below all others: its autoencoder.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    config = model_config(resolve(reference, "autoencoder"), AutoencoderModel)
+    channels, size, _ = config.image_shape
+    images = {"kind": "images", "size": size, "channels": channels}
+    return {"init_from": reference, "autoencoder": config.autoencoder.model_dump(mode="json"), "data": images}
+
+
 def preview(plan: Plan[AutoencoderTraining]) -> Preview:
     """What `run` would do."""
     import torch
 
+    spec = plan.config
     with torch.device("meta"):
-        module = plan.config.autoencoder.build()
-    return make_preview(plan, "autoencoder", module, {})
+        module = spec.autoencoder.build()
+        discriminator = spec.adversarial.build(spec.data.channels).discriminator if spec.adversarial else None
+    details = {}
+    if spec.init_from and not plan.checkpoint:
+        pretrained(spec)
+        details["begins with"] = spec.init_from
+    if spec.freeze:
+        details["trained"] = "the decoder only"
+    if spec.loss.lpips:
+        details["perceptual loss"] = _perceptual(spec.loss)
+    if spec.adversarial and discriminator:
+        details["discriminator"] = _told(spec, discriminator)
+    return make_preview(plan, "autoencoder", module, autoencoder_memory(plan), details)
 
 
 def run(plan: Plan[AutoencoderTraining]) -> Result:
     """Trains as the plan's config says."""
+    if not plan.finished:
+        mind_memory(plan, autoencoder_memory)
     return train(plan, partial(AutoencoderJob, plan))
 
 
 def load_lpips() -> "LPIPS":
-    """The perceptual distance with the embedded AlexNet."""
-    from uldm_cli.core.lpips import LPIPS
+    """The perceptual distance with the embedded AlexNet, of whatever values."""
+    return load_metric(Backbone(), device="cpu", checked=False).module
 
-    return LPIPS(load_tensors(assets.path("lpips-alex.safetensors")), "alex", checked=False)
+
+def load_loss_metric(loss: Loss) -> Metric:
+    """The perceptual distance that a config asks for, on the CPU.
+
+    Raises:
+        ConfigError: its weights are not there, or are others.
+    """
+    settings = Settings(
+        "loss.lpips_net={}", "loss.lpips_weights", "loss.lpips_auto_download=true", "takes a file or a folder"
+    )
+    backbone = Backbone(loss.lpips_net, loss.lpips_weights, loss.lpips_auto_download, settings=settings)
+    return load_metric(backbone, device="cpu", checked=False)
+
+
+def _perceptual(loss: Loss) -> str:
+    """What a run would use, without fetching it."""
+    try:
+        return load_loss_metric(loss.model_copy(update={"lpips_auto_download": False})).described
+    except ConfigError:
+        if loss.lpips_weights or not loss.lpips_auto_download:
+            raise
+        return f"LPIPS by {loss.lpips_net}, whose weights will be downloaded"
+
+
+def pretrained(spec: AutoencoderTraining) -> "nn.Module":
+    """The autoencoder that a config's `init_from` names.
+
+    Raises:
+        ConfigError: there is none, or it is of another config.
+    """
+    assert spec.init_from is not None
+    file = resolve(spec.init_from, "autoencoder")
+    theirs = model_config(file, AutoencoderModel).autoencoder
+    if theirs != spec.autoencoder:
+        ours = spec.autoencoder.model_dump(mode="json")
+        other = [f"{name} {was}" for name, was in theirs.model_dump(mode="json").items() if ours.get(name) != was]
+        hint = "Set autoencoder to what `uldm config show` or the run's train.yaml says of it"
+        raise ConfigError(f"init_from={spec.init_from} is another autoencoder: it has {', '.join(other)}", hint)
+    return load_autoencoder(file)
+
+
+def _told(spec: AutoencoderTraining, discriminator: Any) -> str:
+    assert spec.adversarial is not None
+    start = spec.adversarial.start
+    begins = f"from step {start + 1:,}" if start < spec.train.steps else f"never: it would start after step {start:,}"
+    size = f"{count_parameters(discriminator):,} parameters"
+    return f"{size}, sees {discriminator.receptive_field} pixels, {begins}"
 
 
 class AutoencoderJob:
@@ -61,19 +140,20 @@ class AutoencoderJob:
     def __init__(self, plan: Plan[AutoencoderTraining]) -> None:
         import torch
 
-        from uldm_cli.core.autoencoding import AutoencoderTask
         from uldm_cli.core.training import Trainer
 
-        spec = plan.config
+        self.spec = spec = plan.config
         self.seed, self.data = spec.train.seed, spec.data
         self.dataset = open_images(spec.data)
         self.config = AutoencoderModel(autoencoder=spec.autoencoder, image_size=self.dataset.size)
+        self.metric = load_loss_metric(spec.loss) if spec.loss.lpips else None
         torch.manual_seed(self.seed)
-        self.module = spec.autoencoder.build().to(memory_format=torch.channels_last)
+        self.module: Any = spec.autoencoder.build().to(memory_format=torch.channels_last)
+        if spec.init_from and not plan.checkpoint:
+            self.module.load_state_dict(pretrained(spec).state_dict())
+        self.task = self._task()
         if spec.train.compile:
-            self.module.encoder.compile()
-            self.module.decoder.compile()
-        self.task = AutoencoderTask(self.module, spec.loss.build(), load_lpips() if spec.loss.lpips else None)
+            self._compile()
         self.trainer = Trainer(
             self.task,
             self.module,
@@ -82,20 +162,84 @@ class AutoencoderJob:
             ema_decay=spec.train.ema_decay,
             flip_seed=self.seed if spec.data.flip else None,
             accumulate=spec.train.accumulate,
+            ema_profiles=spec.train.ema_profiles,
         )
         self.title = f"autoencoder, {count_parameters(self.module):,} parameters, {self.trainer.engine.precision}"
+        self._warned: set[str] = set()
+        if self.metric and self.metric.weights != "embedded":
+            console.note(f"perceptual loss: {self.metric.described}")
+        if self.task.discriminator is not None:
+            console.note(f"discriminator: {_told(spec, self.task.discriminator)}")
+
+    def _task(self) -> Any:
+        import torch
+
+        from uldm_cli.core.autoencoding import AutoencoderTask
+
+        spec = self.spec
+        adversarial = spec.adversarial.build(spec.data.channels) if spec.adversarial else None
+        if adversarial:
+            adversarial.discriminator.to(memory_format=torch.channels_last)
+        return AutoencoderTask(
+            self.module,
+            spec.loss.build(),
+            self.metric.module.to(memory_format=torch.channels_last) if self.metric else None,
+            seed=self.seed,
+            logvar=spec.loss.logvar,
+            adversarial=adversarial,
+            frozen=spec.freeze is not None,
+        )
+
+    def _compile(self) -> None:
+        import torch
+
+        if self.task.discriminator is not None and self.spec.adversarial and self.spec.adversarial.adaptive:
+            # Gradients at the last layer are asked for three times, and those inside compiled code can be had once.
+            last, disable = self.module.decoder.conv_out, cast("Any", torch.compiler.disable)
+            last.forward = disable(last.forward)
+        self.module.encoder.compile()
+        self.module.decoder.compile()
 
     def untrained(self) -> "Mapping[str, Mapping[str, Tensor]]":
         return {}
 
     def epoch_logs(self) -> dict[str, float]:
-        return self.task.codebook_logs()
+        logs: dict[str, float] = self.task.codebook_logs()
+        return logs
 
     def start_epoch(self) -> None:
         self.task.start_epoch()
 
     def warnings(self, line: Line) -> list[str]:
-        return []
+        """What a person should know of a line of metrics, each thing once a run."""
+        found = {"discriminator": self._won(line), "codebook": self._collapsed(line)}
+        new = {name: text for name, text in found.items() if text and name not in self._warned}
+        self._warned |= new.keys()
+        return list(new.values())
+
+    def _won(self, line: Line) -> str | None:
+        loss = line.get("discriminator")
+        if loss is None or loss >= WON:
+            return None
+        undecided = "1" if self.spec.adversarial and self.spec.adversarial.loss == "hinge" else "0.69"
+        return (
+            f"the discriminator wins: its loss was {loss:.2g} (one that cannot tell has {undecided}), and what it then "
+            "asks for is of little use. Give it fewer or narrower channels, a later adversarial.start, or more "
+            "weight to the reconstruction"
+        )
+
+    def _collapsed(self, line: Line) -> str | None:
+        if "usage" not in line or line["epoch"] < line["counted_epoch"]:
+            return None  # of the first epoch there is only a part yet
+        codes = self.module.quantize.codebook_size
+        latents = len(self.dataset) * (self.dataset.size // self.spec.autoencoder.factor) ** 2
+        if line["usage"] >= COLLAPSED * min(1.0, latents / codes):
+            return None
+        return (
+            f"the codebook collapses: in epoch {line['counted_epoch']:g} only {line['usage']:.1%} of its {codes:,} "
+            "codes were used. Take a quantizer that revives codes (autoencoder.quantizer=ema), a smaller "
+            "codebook_size, or a lower optim.lr"
+        )
 
     def picture(self) -> "tuple[str, np.ndarray]":
         """The first images that training saw, above their reconstructions by the averaged weights."""
@@ -108,14 +252,16 @@ class AutoencoderJob:
 
         count = min(SHOWN, len(self.dataset))
         batch = next(stream(self.dataset, batch_size=count, seed=self.seed, strict=self.data.strict))
-        images = to_float(batch.image.to(self.trainer.engine.device))
+        engine, images = self.trainer.engine, batch.image
+        images = to_float(images) if images.dtype == torch.uint8 else images
+        images = images.to(engine.device, engine.weights_dtype)
         self.module.eval()
         with torch.no_grad(), self.trainer.ema.applied():
-            recon = self.module(images)[0]
-        rows = [squeezed(to_uint8(images)), squeezed(to_uint8(recon))]
+            recon = self.module.from_latent(self.module.to_latent(images))
+        rows = [squeezed(to_uint8(pictures)) for pictures in (images, recon)]
         return "recon", draw_grid(rows, [""] * count)
 
 
 def squeezed(pictures: "np.ndarray") -> "list[np.ndarray]":
-    """`[N, H, W, C]` as N pictures, `[H, W]` where C is 1."""
-    return [picture[..., 0] if picture.shape[-1] == 1 else picture for picture in pictures]
+    """`[N, H, W, C]` as N pictures: the first three channels, or `[H, W]` of the first where there are one or two."""
+    return [picture[..., 0] if picture.shape[-1] < 3 else picture[..., :3] for picture in pictures]

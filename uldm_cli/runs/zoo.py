@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from uldm_cli import assets
@@ -101,6 +102,14 @@ def config_of(name: str) -> dict[str, Any]:
     """The config of a model in the layout of its publishers; reads no file of the model."""
     shapes = {one.name: one.shape for one in entries()}
     return published_config(shapes[entry(name).name], shapes)
+
+
+def described(name: str) -> compvis.Translated:
+    """What is known of a model without it: as its config would be read. Reads no file of the model."""
+    with TemporaryDirectory() as place:
+        path = Path(place) / f"{name}.yaml"
+        path.write_text(to_yaml(config_of(name)), encoding="utf-8")
+        return compvis.read_config(path)
 
 
 def resolve(name: str) -> Path:

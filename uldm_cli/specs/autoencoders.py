@@ -1,12 +1,12 @@
 """Autoencoders that a config can name."""
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from uldm_cli.specs.base import Slot, Spec, problem
-from uldm_cli.specs.quantizers import EMA, Nearest
+from uldm_cli.specs.quantizers import EMA, Nearest, check_codes
 
 if TYPE_CHECKING:
     from uldm_cli.core import autoencoders as modules
@@ -17,9 +17,6 @@ Widths = tuple[PositiveInt, ...]
 
 class Autoencoder(Spec):
     """What every autoencoder says of its images and latents."""
-
-    trainable: ClassVar[bool] = True
-    """Whether `uldm vqvae train` can train it."""
 
     kind: str
     in_channels: PositiveInt = Field(3, description="Channels of the images: 3 for colour, 1 for grey.")
@@ -81,6 +78,11 @@ class VQVAE(Autoencoder):
             if width % self.num_heads:
                 text = f"expected a divisor of every width that has attention, so of {width} too"
                 raise problem(text, path="num_heads")
+        return self
+
+    @model_validator(mode="after")
+    def _quantizer_fits(self) -> Self:
+        check_codes(self.quantizer, self.codebook_size, self.z_channels, "z_channels")
         return self
 
     @property
@@ -157,6 +159,11 @@ class VQ(Published):
     codebook_size: PositiveInt = Field(8192, description="Number of codes.")
     quantizer: Annotated[Spec, Slot("quantizers")] = Field(Nearest(), description="How codes are chosen and trained.")
 
+    @model_validator(mode="after")
+    def _quantizer_fits(self) -> Self:
+        check_codes(self.quantizer, self.codebook_size, self.embed_dim, "embed_dim")
+        return self
+
     def build(self) -> "modules.VQ":
         from uldm_cli.core.autoencoders import VQ as Module
 
@@ -165,8 +172,6 @@ class VQ(Published):
 
 class KL(Published):
     """Autoencoder with normally distributed latents, as in the published latent diffusion models."""
-
-    trainable: ClassVar[bool] = False
 
     kind: Literal["kl"] = "kl"
     ch_mult: Widths = Field(

@@ -67,7 +67,8 @@ class Preparation:
         least = self.window or (self.size if self.resize == "none" else 0)
         if min(width, height) < least:
             raise ImageError(name, f"{width}x{height} pixels, smaller than {least} on a side")
-        return torch.cat([to_tensor(self._square(part, bits)) for part in parts])
+        planes = [to_tensor(self._square(part, bits)) for part in parts]
+        return planes[0] if len(planes) == 1 else torch.cat(planes)
 
     def decoded(self, content: bytes, name: str) -> list[Image.Image]:
         """The whole image: one in mode RGB or L, or one in mode L for each channel."""

@@ -254,7 +254,7 @@ def _cells(stage: Stage, attentive: bool) -> Iterator[str]:
 
 def _caption(stage: Stage) -> Iterator[str]:
     if stage.codes:
-        yield from (f"{stage.codes:,} codes", f"of length {stage.channels}")
+        yield from (f"{stage.codes:,} codes", f"of length {stage.code_length}")
     if stage.kind == "posterior":
         yield from ("mean and", "log variance")
 

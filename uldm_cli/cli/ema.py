@@ -1,0 +1,64 @@
+"""`uldm ldm ema` and `uldm vqvae ema`: averaged weights of any width, after the training."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from uldm_cli import console
+from uldm_cli.cli.options import Command, Json, Quiet
+
+TOLERATED = 0.05
+"""So far from the weights that were asked for an average may be before that is told."""
+
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The folder of a training with train.ema_profiles.", show_default=False)
+]
+SigmaRel = Annotated[
+    float,
+    typer.Option(
+        "--sigma-rel",
+        metavar="X",
+        min=0.01,
+        max=0.28,
+        help="Width of the average, as a share of the training: 0.05, say.",
+        show_default=False,
+    ),
+]
+Step = Annotated[
+    int | None, typer.Option("--step", metavar="N", help="At which of the saved steps (default: the last).")
+]
+Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.", show_default=False)]
+
+
+def add_to(app: typer.Typer, group: str, kind: str) -> None:
+    """Mounts the command in a group whose trainings make models of a kind."""
+    examples = f"""
+Examples:
+  uldm {group} train train.ema_profiles=[0.05,0.1]             keeps averages of two widths
+  uldm {group} ema outputs/{group}-train --sigma-rel 0.08 --out wide.safetensors
+"""
+
+    def ema(
+        run: Run, sigma_rel: SigmaRel, out: Out, step: Step = None, json: Json = False, quiet: Quiet = False
+    ) -> None:
+        from uldm_cli.errors import UsageError
+        from uldm_cli.runs.ema import make
+
+        if out.suffix != ".safetensors":
+            raise UsageError(f"{out} does not end with .safetensors", "uldm's own checkpoints do")
+        made = make(run, kind, sigma_rel, step, out)
+        if made.missed > TOLERATED:
+            console.warn(
+                f"the weights of this average are {made.missed:.0%} away from those of sigma_rel {sigma_rel:g}: "
+                "it lies far from the widths that were kept, or between few saves"
+            )
+        data = {"command": f"{group} ema", "file": made.path, "step": made.step, "sigma_rel": sigma_rel}
+        console.result(
+            data | {"averages": made.averages, "missed": made.missed},
+            summary=f"sigma_rel {sigma_rel:g} at step {made.step:,}, of {made.averages} averages "
+            f"(their weights miss it by {made.missed:.1%}): {made.path}",
+        )
+
+    about = "Average the weights with another width, after the training."
+    app.command("ema", cls=Command, help=about, epilog=examples)(ema)
