@@ -81,7 +81,7 @@ def trained() -> Values:
                 for p in runs[phase].parameters_of_phase:
                     assert p.grad is not None
                     p -= 0.05 * p.grad
-            values |= {f"{step}.{name}": collectives.mean(value) for name, value in logs.items() if name != "psnr"}
+            values |= {f"{step}.{name}": collectives.mean(value) for name, value in logs.items()}
         task.after_step(step)
     return values | {f"task.{name}": value for name, value in task.state_dict().items()}
 

@@ -463,6 +463,12 @@ def test_an_autoencoder_alone_is_described_for_its_own_images(tmp_path: Path) ->
         ("autoencoder.quantizer", {"kind": "ema"}, "autoencoder.quantizer.kind is ema. The reference has only nearest"),
         ("autoencoder.quantizer", {"kind": "cosine"}, "autoencoder.quantizer.kind is cosine. The reference has only"),
         ("target", "v", "target is v. The reference knows eps and x0"),
+        ("learned_variance", True, "learned_variance is True. The reference's models predict no variance"),
+        (
+            "schedule",
+            {"kind": "sigmoid"},
+            "schedule.kind is sigmoid. The reference knows scaled_linear, linear",
+        ),
     ],
 )
 def test_what_the_reference_cannot_say(dotted: str, value: Any, said: str, tmp_path: Path) -> None:
@@ -478,3 +484,10 @@ def test_what_the_reference_cannot_say(dotted: str, value: Any, said: str, tmp_p
         config_of(Header("latent-diffusion", model), tmp_path / "model.safetensors", RAW)
     assert said in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_the_reference_always_leaves_some_signal(tmp_path: Path) -> None:
+    model = read_config(GOLDEN / "uncond-vq" / "config.yaml").config
+    changes = {"target": "x0", "schedule": {"kind": "linear", "zero_terminal_snr": True}}
+    with pytest.raises(ConfigError, match=r"schedule\.zero_terminal_snr is True\. In the reference some of the signal"):
+        config_of(Header("latent-diffusion", model | changes), tmp_path / "model.safetensors", RAW)

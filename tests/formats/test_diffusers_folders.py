@@ -119,7 +119,8 @@ def test_config_is_a_model_of_ours(original: Path) -> None:
     assert model.latent_shape == (3, 8, 8)
     assert model.image_shape == (3, 16, 16)
     assert model.scale_factor == 0.3
-    assert model.schedule.model_dump() == {"kind": "scaled_linear", "timesteps": 500, "start": 0.0001, "end": 0.02}
+    said = {"kind": "scaled_linear", "timesteps": 500, "start": 0.0001, "end": 0.02, "zero_terminal_snr": False}
+    assert model.schedule.model_dump() == said
 
 
 @pytest.mark.parametrize("name", ["vq", "kl"])
@@ -204,6 +205,7 @@ def test_a_folder_that_does_not_fit_its_config_is_told(folder: Path) -> None:
         ({}, "scaled_linear", "eps"),
         ({"beta_schedule": "linear", "prediction_type": "v_prediction"}, "linear", "v"),
         ({"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}, "cosine", "x0"),
+        ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, "scaled_linear", "v"),
     ],
 )
 def test_schedules(changes: dict[str, Any], kind: str, target: str, folder: Path, tmp_path: Path) -> None:
@@ -217,6 +219,16 @@ def test_schedules(changes: dict[str, Any], kind: str, target: str, folder: Path
         scheduler = diffusers.DDIMScheduler.from_pretrained(place / "scheduler")
         assert torch.allclose(scheduler.alphas_cumprod, ours, rtol=1e-4, atol=1e-7)
         assert scheduler.config.prediction_type == changes.get("prediction_type", "epsilon")
+    no_signal = changes.get("rescale_betas_zero_snr", False)
+    assert (ours[-1] == 0) == no_signal
+    spacing = ("trailing", True) if no_signal else ("leading", False)
+    assert (scheduler.config.timestep_spacing, scheduler.config.set_alpha_to_one) == spacing
+
+
+def test_noise_as_a_target_where_no_signal_is_left_is_refused(folder: Path) -> None:
+    edit(folder / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True)
+    message = refused(lambda: read(folder))
+    assert "target: with schedule.zero_terminal_snr the last timestep is nothing but noise" in message
 
 
 def test_what_changes_sampling_is_said(folder: Path) -> None:
@@ -356,6 +368,8 @@ def changed(checkpoint: Checkpoint, **changes: Any) -> Checkpoint:
         ),
         ("kl", {"autoencoder__embed_dim": 5}, "autoencoder.embed_dim is 5"),
         ("vq", {"schedule": {"kind": "cosine", "offset": 0.01}}, "schedule.offset is 0.01"),
+        ("vq", {"learned_variance": True}, "learned_variance is true"),
+        ("vq", {"schedule": {"kind": "sigmoid"}}, "schedule.kind 'sigmoid'"),
         (
             "vq",
             {

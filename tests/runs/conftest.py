@@ -213,6 +213,30 @@ def grey_vqvae() -> Callable[..., AutoencoderTraining]:
     return make
 
 
+@pytest.fixture
+def gan(vqvae: Callable[..., AutoencoderTraining]) -> Callable[..., AutoencoderTraining]:
+    """As `vqvae`, with a discriminator that starts in the fifth step, and a learned log-variance."""
+
+    def make(**train: object) -> AutoencoderTraining:
+        loss, adversarial = {"loss": {"logvar": 0.1}}, {"adversarial": small_adversarial(start=4)}
+        return AutoencoderTraining.model_validate({**vqvae(**train).model_dump(), **loss, **adversarial})
+
+    return make
+
+
+@pytest.fixture
+def kl(photos: Path) -> Callable[..., AutoencoderTraining]:
+    """A KL autoencoder with a discriminator from the first step."""
+
+    def make(**train: object) -> AutoencoderTraining:
+        shape = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "resolution": 8, "z_channels": 2}
+        data = {"kind": "images", "root": str(photos), "size": 8, "flip": True}
+        config = {"autoencoder": {"kind": "kl", **shape}, "data": data, "adversarial": small_adversarial(start=0)}
+        return AutoencoderTraining.model_validate({**config, **_common(train)})
+
+    return make
+
+
 @pytest.fixture(scope="module")
 def autoencoder(one_thread: None, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished autoencoder's run."""
@@ -243,6 +267,10 @@ def small_autoencoder(
     model = {"kind": "vqvae", "in_channels": channels, **widths, **counts}
     config = {"autoencoder": model, "data": data, "loss": {"lpips": lpips}, **_common(train)}
     return AutoencoderTraining.model_validate(config)
+
+
+def small_adversarial(start: int) -> dict[str, object]:
+    return {"start": start, "warmup_steps": 4, "discriminator": {"channels": [4, 8]}}
 
 
 def _common(train: dict[str, object]) -> dict[str, object]:

@@ -42,7 +42,7 @@ def finish(processes):
         assert process.exit_code() == 0, process.log.read_text()
 
 
-@pytest.mark.parametrize("command", ["vqvae", "ldm"])
+@pytest.mark.parametrize("command", ["vqvae", "gan", "ldm"])
 def test_two_processes_train_as_one_and_one_goes_on(training, start_two, command, request, tmp_path):
     """In float64 50 steps within 1e-6; the second half again in one process."""
     spec = undropped(request.getfixturevalue(command)(steps=50, save_every=25, log_every=5, precision="fp64"))

@@ -47,7 +47,7 @@ def test_a_run_that_is_killed_anywhere_again_and_again_ends_the_same(training, s
     assert training.outcome(tmp_path / "killed") == training.outcome(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("command", ["vqvae", "ldm"])
+@pytest.mark.parametrize("command", ["vqvae", "gan", "kl", "ldm"])
 @pytest.mark.parametrize("step", [1, 7])
 def test_an_interrupted_run_saves_and_ends_as_one_that_was_not(training, command, step, request, tmp_path):
     spec = request.getfixturevalue(command)()

@@ -61,9 +61,16 @@ def test_a_table_is_what_the_schedule_says():
 
 def test_all_kinds_are_drawn_where_none_is_named(tmp_path):
     tables = run([], [], tmp_path / "schedules.png")
-    assert [table.name for table in tables] == ["scaled_linear", "linear", "cosine"]
+    assert [table.name for table in tables] == ["scaled_linear", "linear", "cosine", "sigmoid"]
     with Image.open(tmp_path / "schedules.png") as image:
-        assert image.text["title"] == "Noise schedules: scaled_linear, linear, cosine"
+        assert image.text["title"] == "Noise schedules: scaled_linear, linear, cosine, sigmoid"
+
+
+def test_a_schedule_without_signal_at_its_end_is_drawn(tmp_path):
+    """Its last log SNR is minus infinity."""
+    (table,) = run(["linear", "zero_terminal_snr=true"], [], tmp_path / "schedules.png")
+    assert (table.alphas_cumprod[-1], table.log_snr[-1], table.betas[-1]) == (0, -math.inf, 1)
+    assert np.isfinite(table.log_snr[:-1]).all()
 
 
 def test_a_model_s_schedule_is_drawn_beside_others(tiny_ldm, tmp_path):

@@ -85,7 +85,11 @@ def test_seeds_that_mean_nothing_are_refused(text):
         ({"device": "gpu"}, "device", "pattern"),
         ({"precision": "fp16"}, "precision", "'fp32'"),
         ({"sampler": {"kind": "plms", "eta": 0}}, "sampler.eta", "Extra inputs"),
-        ({"sampler": {"kind": "ddim", "spacing": "quad"}}, "sampler.spacing", "'auto', 'uniform', 'trailing' or 'compvis'"),
+        (
+            {"sampler": {"kind": "ddim", "spacing": "quad"}},
+            "sampler.spacing",
+            "'trailing' or 'compvis'",
+        ),
         ({"sampler": {"kind": "ddpm", "spacing": "compvis"}}, "sampler.spacing", "Extra inputs"),
         ({"rng": "global"}, "rng", "'per-sample' or 'compvis'"),
         ({"rng": "compvis", "seeds": "3,7"}, "rng", "cannot go with --seeds"),

@@ -8,6 +8,7 @@ from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.autoencoders import VQVAE
 from uldm_cli.specs.datasets import Images, Tiny
 from uldm_cli.specs.diffusion_training import DiffusionTraining, data_of
+from uldm_cli.specs.initial import init_reference
 from uldm_cli.specs.load import dump_yaml, load_config
 from uldm_cli.specs.sampling import LARGEST_SEED
 
@@ -70,10 +71,45 @@ def test_what_an_autoencoder_cannot_be_trained_with(overrides, says):
         ("sample.smapler=ddim", "sample: smapler: unknown key 'smapler' (value 'ddim'). Did you mean 'sampler'?"),
         ("sample.num=0", "expected a number of at least 1, got 0"),
         ('sample={"sampler": "heun2"}', "unknown sampler 'heun2'"),
+        ("loss.norm=huber", "loss.norm=huber (command line): expected 'l2' or 'l1'"),
+        ("loss.weighting=snr", "expected 'simple' or 'min-snr'"),
+        ("loss.gamma=0", "loss.gamma=0 (command line): expected a number greater than 0"),
+        ("schedule.zero_terminal_snr=true", "target: with schedule.zero_terminal_snr the last timestep is nothing but"),
+        ("init_from=", "init_from= (command line): expected"),
+        ("train.ema_profiles=[0.05,0.3]", "train.ema_profiles.1: expected a number of at most 0.28, got 0.3"),
     ],
 )
 def test_what_a_diffusion_model_cannot_be_trained_with(override, says):
     assert says in refusal(DiffusionTraining, override)
+
+
+def test_min_snr_weighs_squared_errors():
+    said = refusal(DiffusionTraining, "loss.norm=l1", "loss.weighting=min-snr")
+    assert (
+        said
+        == "loss.weighting=min-snr (command line): min-snr weighs squared errors, and norm is l1. Take l2, or simple"
+    )
+
+
+@pytest.mark.parametrize("target", ["x0", "v"])
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "cosine", "sigmoid"])
+def test_every_schedule_can_end_without_signal(kind, target):
+    overrides = [f"schedule={kind}", "schedule.zero_terminal_snr=true", f"target={target}"]
+    schedule = load_config(DiffusionTraining, None, overrides).schedule.build()
+    assert (schedule.alpha(999), schedule.sigma(999)) == (0, 1)
+
+
+def test_a_sigmoid_falls():
+    said = refusal(DiffusionTraining, "schedule=sigmoid", "schedule.start=3", "schedule.end=1")
+    assert said == "schedule.end=1 (command line): expected a number greater than start (3), got 1"
+
+
+def test_the_model_that_a_training_begins_with_is_known_first(tmp_path):
+    (tmp_path / "a.yaml").write_text("kind: ldm-train\ninit_from: mine\nnonsense: 3\n")
+    assert init_reference(None, ["train.steps=3"], None) is None
+    assert init_reference(tmp_path / "a.yaml", [], None) == "mine"
+    assert init_reference(tmp_path / "a.yaml", ["train.steps=3", "init_from=yours"], None) == "yours"
+    assert init_reference(tmp_path / "a.yaml", ["init_from=yours"], "theirs") == "theirs"
 
 
 @pytest.mark.parametrize(

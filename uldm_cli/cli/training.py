@@ -102,7 +102,11 @@ def add_train(app: typer.Typer, about: str, examples: str, command: str) -> None
 
 def _show_preview(preview: "Preview") -> None:
     """The plan of a run, for `--dry-run`."""
+    from uldm_cli.runs.memory import in_gb
+    from uldm_cli.runs.train import processes
+
     plan, train = preview.plan, preview.plan.train
+    shared = f"{plan.micro_batch} images at a time, {train.accumulate} times a step, in processes: {processes()}"
     epochs = train.steps * train.batch_size / preview.images
     data = {
         "outdir": plan.folder,
@@ -115,6 +119,11 @@ def _show_preview(preview: "Preview") -> None:
         "batch_size": train.batch_size,
         "steps": train.steps,
         "epochs": epochs,
+        "processes": processes(),
+        "accumulate": train.accumulate,
+        "memory_bytes": {
+            name: getattr(preview.memory, name) for name in ("weights", "training", "activations", "total")
+        },
         "start": plan.start,
         "checkpoint": plan.checkpoint,
         "dry_run": True,
@@ -124,7 +133,14 @@ def _show_preview(preview: "Preview") -> None:
         *preview.details.items(),
         ("images an epoch", f"{preview.images:,}" + (f", {preview.skipped} skipped" if preview.skipped else "")),
         ("steps", f"{train.steps:,} of {train.batch_size} images, {epochs:,.1f} epochs"),
-        ("checkpoints", f"every {train.save_every:,} steps"),
+        *([("shared out", shared)] if plan.micro_batch < train.batch_size else []),
+        (
+            "memory",
+            f"about {in_gb(preview.memory.total)} a process, of it {in_gb(preview.memory.activations)} activations",
+        ),
+        ("checkpoints", f"every {train.save_every:,} steps: {plan.folder}/checkpoints"),
+        ("pictures", f"every {train.picture_every:,} steps: {plan.folder}/pictures"),
+        ("figures", f"every {train.log_every:,} steps: {plan.folder}/metrics.jsonl"),
         ("goes on from", f"step {plan.start:,}, {plan.checkpoint}" if plan.checkpoint else "nothing: a new run"),
         ("computed on", preview.device),
     ]

@@ -1,11 +1,13 @@
 """What a training will need in memory, estimated on shapes alone, and what there is."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psutil
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def estimate(
     """Memory of a training with AdamW.
 
     Args:
-        trained: modules whose parameters are trained, of which the first is averaged; on the meta device or not.
+        trained: modules whose parameters are trained, of which the first is averaged.
         others: modules that are only used.
         averages: how many moving averages are kept.
         activations: bytes that backward needs, of one micro-batch.
@@ -51,12 +53,18 @@ def estimate(
     )
 
 
-def kept_for_backward(run: Callable[[], object]) -> int:
-    """Bytes of the tensors that autograd keeps of what `run` computes, parameters left out.
+@contextmanager
+def shapes_only(precision: torch.dtype) -> Iterator[None]:
+    """Inside, tensors and modules that are made have shapes and no memory, and autocast is as in training."""
+    mixed = precision in (torch.bfloat16, torch.float16)
+    with FakeTensorMode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+        yield
 
-    With modules and inputs on the meta device nothing is computed, and it takes no time to speak of.
-    """
+
+def kept_for_backward(run: Callable[[], object]) -> int:
+    """Bytes of the tensors that autograd keeps of what `run` computes, parameters left out. Use it in `shapes_only`."""
     kept: dict[int, int] = {}
+    alive: list[object] = []
 
     def pack(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
@@ -65,7 +73,6 @@ def kept_for_backward(run: Callable[[], object]) -> int:
             alive.append(storage)  # else another one could get its address
         return tensor
 
-    alive: list[object] = []
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run()
     return sum(kept.values())

@@ -70,7 +70,7 @@ class Quantizer(nn.Module):
 
     @property
     def codes(self) -> Tensor:
-        """What the decoder is given for each code: `[K, D]`, float32, or float64 in a model of that type."""
+        """What the decoder is given for each code: `[K, D]`, float32, or float64 where the weights are."""
         return self.leave(self.table(None))
 
     def enter(self, flat: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Quantizer(nn.Module):
         return codes
 
     def table(self, dtype: torch.dtype | None) -> Tensor:
-        """The codes, `[K, d]`; by default in the model's type, or float32 if that has less."""
+        """The codes, `[K, d]`; by default float32, or float64 where the weights are."""
         raise NotImplementedError
 
     def nearest(self, points: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from uldm_cli import console
 from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.runs.checkpoints import MODEL
 from uldm_cli.runs.latent_cache import cached_data, check_autoencoder, read_index, training_set
+from uldm_cli.runs.memory import diffusion_memory, mind_memory
 from uldm_cli.runs.metrics import Line
 from uldm_cli.runs.models import (
     ModelFile,
@@ -81,12 +82,14 @@ def preview(plan: Plan[DiffusionTraining]) -> Preview:
         details["read from"] = spec.latents
     if spec.init_from is not None:
         details["begins with"] = spec.init_from
-    return make_preview(plan, "latent diffusion", module, details)
+    return make_preview(plan, "latent diffusion", module, diffusion_memory(plan), details)
 
 
 def run(plan: Plan[DiffusionTraining]) -> Result:
     """Trains as the plan's config says."""
     resolve(_source(plan), "autoencoder")  # before the images: to open some takes an hour of extracting
+    if not plan.finished:
+        mind_memory(plan, diffusion_memory)
     return train(plan, partial(DiffusionJob, plan))
 
 

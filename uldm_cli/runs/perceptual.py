@@ -93,6 +93,13 @@ class Metric:
         return f"LPIPS {VERSION} ({self.module.backbone.title}{drawn})"
 
     @property
+    def described(self) -> str:
+        """The title, and of weights that are nobody's published ones their hash."""
+        published = PUBLISHED.get(self.module.net)
+        known = self.weights == "embedded" or (published is not None and self.sha256 == published.sha256)
+        return self.title if known else f"{self.title}, weights {self.weights} (SHA-256 {self.sha256})"
+
+    @property
     def facts(self) -> dict[str, object]:
         """For results and pictures."""
         return {"net": self.module.net, "version": VERSION, "weights": self.weights, "weights_sha256": self.sha256}

@@ -9,6 +9,8 @@ from uldm_cli.runs.train import Plan, count_parameters
 if TYPE_CHECKING:
     from torch import nn
 
+    from uldm_cli.core.memory import Memory
+
 
 @dataclass(frozen=True)
 class Preview:
@@ -20,11 +22,13 @@ class Preview:
     parameters: int
     images: int
     skipped: int
+    memory: "Memory"
+    """Of a process, estimated."""
     details: dict[str, str]
     """What else there is to know, by name."""
 
 
-def preview(plan: Plan[Any], what: str, module: "nn.Module", details: dict[str, str]) -> Preview:
+def preview(plan: Plan[Any], what: str, module: "nn.Module", memory: "Memory", details: dict[str, str]) -> Preview:
     """What a run would do, for `--dry-run`. `module` is what it would train, and may be without memory ("meta")."""
     from uldm_cli.core.device import pick_device, pick_dtype
 
@@ -38,5 +42,6 @@ def preview(plan: Plan[Any], what: str, module: "nn.Module", details: dict[str, 
         count_parameters(module),
         len(images),
         len(images.skipped),
+        memory,
         details,
     )

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from uldm_cli import console
 from uldm_cli.errors import ConfigError
+from uldm_cli.runs.memory import autoencoder_memory, mind_memory
 from uldm_cli.runs.metrics import Line
 from uldm_cli.runs.models import load_autoencoder, model_config, resolve
 from uldm_cli.runs.outdir import default_outdir
-from uldm_cli.runs.perceptual import PUBLISHED, Backbone, Metric, Settings, load_metric
+from uldm_cli.runs.perceptual import Backbone, Metric, Settings, load_metric
 from uldm_cli.runs.preview import Preview
 from uldm_cli.runs.preview import preview as make_preview
 from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, make_plan, open_images, train
@@ -68,11 +69,13 @@ def preview(plan: Plan[AutoencoderTraining]) -> Preview:
         details["perceptual loss"] = _perceptual(spec.loss)
     if spec.adversarial and discriminator:
         details["discriminator"] = _told(spec, discriminator)
-    return make_preview(plan, "autoencoder", module, details)
+    return make_preview(plan, "autoencoder", module, autoencoder_memory(plan), details)
 
 
 def run(plan: Plan[AutoencoderTraining]) -> Result:
     """Trains as the plan's config says."""
+    if not plan.finished:
+        mind_memory(plan, autoencoder_memory)
     return train(plan, partial(AutoencoderJob, plan))
 
 
@@ -94,17 +97,10 @@ def load_loss_metric(loss: Loss) -> Metric:
     return load_metric(backbone, device="cpu", checked=False)
 
 
-def told(metric: Metric) -> str:
-    """Which perceptual distance it is, and the hash of weights that are nobody's published ones."""
-    published = PUBLISHED.get(metric.module.net)
-    known = metric.weights == "embedded" or (published is not None and metric.sha256 == published.sha256)
-    return metric.title if known else f"{metric.title}, weights {metric.weights} (SHA-256 {metric.sha256})"
-
-
 def _perceptual(loss: Loss) -> str:
-    """As `told`, of what a run would use, and without fetching it."""
+    """What a run would use, without fetching it."""
     try:
-        return told(load_loss_metric(loss.model_copy(update={"lpips_auto_download": False})))
+        return load_loss_metric(loss.model_copy(update={"lpips_auto_download": False})).described
     except ConfigError:
         if loss.lpips_weights or not loss.lpips_auto_download:
             raise
@@ -171,7 +167,7 @@ class AutoencoderJob:
         self.title = f"autoencoder, {count_parameters(self.module):,} parameters, {self.trainer.engine.precision}"
         self._warned: set[str] = set()
         if self.metric and self.metric.weights != "embedded":
-            console.note(f"perceptual loss: {told(self.metric)}")
+            console.note(f"perceptual loss: {self.metric.described}")
         if self.task.discriminator is not None:
             console.note(f"discriminator: {_told(spec, self.task.discriminator)}")
 

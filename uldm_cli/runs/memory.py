@@ -1,0 +1,111 @@
+"""The memory that a training needs, by its config alone, and whether there is as much."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from uldm_cli import console
+from uldm_cli.errors import ConfigError
+from uldm_cli.runs.models import model_config, resolve, unpulled_autoencoder
+from uldm_cli.runs.train import Plan
+from uldm_cli.specs.autoencoder_training import AutoencoderTraining
+from uldm_cli.specs.diffusion_training import DiffusionTraining
+from uldm_cli.specs.models import AutoencoderModel
+
+if TYPE_CHECKING:
+    import torch
+
+    from uldm_cli.core.memory import Memory
+
+_MOST = 5000
+"""Activations are at most so many times the images: those of the largest published autoencoder are 3,300 times."""
+
+
+def autoencoder_memory(plan: Plan[AutoencoderTraining], *, activations: bool = True) -> "Memory":
+    """Of a process that trains an autoencoder; without `activations` they count as none, and it takes no time."""
+    import torch
+
+    from uldm_cli.core.lpips import empty_features
+    from uldm_cli.core.memory import estimate, kept_for_backward, shapes_only
+
+    spec = plan.config
+    shape = (plan.micro_batch, spec.data.channels, spec.data.size, spec.data.size)
+    with shapes_only(_precision(plan)):
+        module = spec.autoencoder.build().eval()  # only in training do quantizers look at values
+        used = [empty_features(spec.loss.lpips_net).to_empty(device="cpu")] if spec.loss.lpips else []
+        rivals = [spec.adversarial.build(spec.data.channels).discriminator] if spec.adversarial else []
+
+        def compute() -> None:
+            latent = module.to_latent(torch.empty(shape))
+            recon = module.decode(latent) if hasattr(module, "quantize") else module.from_latent(latent)
+            for features in used:
+                features(recon.expand(-1, 3, -1, -1))
+            for rival in rivals:
+                rival.eval()(recon)
+
+        kept = kept_for_backward(compute) if activations else 0
+        return estimate([module, *rivals], used, _averages(plan), kept, _weights(plan))
+
+
+def diffusion_memory(plan: Plan[DiffusionTraining], *, activations: bool = True) -> "Memory":
+    """Of a process that trains a latent diffusion model; `activations` as above."""
+    import torch
+
+    from uldm_cli.core.memory import estimate, kept_for_backward, shapes_only
+
+    spec = plan.config
+    assert spec.data is not None
+    held = unpulled_autoencoder(spec.autoencoder)
+    if held is None:
+        held = model_config(resolve(spec.autoencoder, "autoencoder"), AutoencoderModel)
+    shape = held.model_copy(update={"image_size": spec.data.size}).latent_shape
+    with shapes_only(_precision(plan)):
+        backbone = spec.backbone.build(shape[0], shape[0] * (2 if spec.learned_variance else 1))
+        x, t = torch.empty(plan.micro_batch, *shape), torch.zeros(plan.micro_batch, dtype=torch.int64)
+        kept = kept_for_backward(lambda: backbone(x, t)) if activations else 0
+        return estimate([backbone], [held.build()], _averages(plan), kept, _weights(plan))
+
+
+def mind_memory(plan: Plan[Any], measure: "Callable[..., Memory]") -> None:
+    """Tells before a training starts that it needs more memory than there is. `measure` is one of the above.
+
+    Raises:
+        ConfigError: not even the weights and what training keeps of each fit.
+    """
+    from uldm_cli.core.device import pick_device
+    from uldm_cli.core.memory import available
+
+    data, there = plan.config.data, available(pick_device(plan.train.device))
+    fits = _MOST * 4 * plan.micro_batch * data.channels * data.size**2 < there / 2
+    need = measure(plan, activations=not fits)
+    if need.fixed > there:
+        what = (
+            f"weights, averages, gradients and moments need {in_gb(need.fixed)} of memory, and {in_gb(there)} are free"
+        )
+        raise ConfigError(what, "Take a smaller network")
+    if need.total > there:
+        micro = 2 * plan.train.accumulate
+        console.warn(
+            f"this training needs about {in_gb(need.total)} of memory, and {in_gb(there)} are free: a smaller "
+            f"--batch-size, or train.accumulate={micro}, needs less"
+        )
+
+
+def in_gb(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:,.0f} GB" if size >= 10e9 else f"{size / 1e9:.2g} GB"
+
+
+def _precision(plan: Plan[Any]) -> "torch.dtype":
+    from uldm_cli.core.device import pick_device, pick_dtype
+
+    return pick_dtype(plan.train.precision, pick_device(plan.train.device))
+
+
+def _weights(plan: Plan[Any]) -> "torch.dtype":
+    import torch
+
+    return torch.float64 if plan.train.precision == "fp64" else torch.float32
+
+
+def _averages(plan: Plan[Any]) -> int:
+    return 1 + len(plan.train.ema_profiles)
