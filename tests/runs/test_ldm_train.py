@@ -55,7 +55,7 @@ def kl(photos: Path, tmp_path: Path) -> Path:
 
 
 def test_with_everything_on_an_interrupted_run_ends_as_one_that_was_not(training, everything, tmp_path, capsys):
-    spec = everything(steps=8, save_every=4, picture_every=8)
+    spec = everything(steps=8, save_every=2, picture_every=8)
     training.run(spec, tmp_path / "whole")
     assert "min-snr gives the last timestep, where sampling begins, no weight" in capsys.readouterr().err
     training.interrupt(spec, tmp_path / "stopped", 5)

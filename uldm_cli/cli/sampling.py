@@ -28,8 +28,8 @@ Spacing = Annotated[
     str | None,
     typer.Option(
         "--spacing",
-        metavar="uniform|compvis",
-        help="Of timesteps: exactly --total-steps, or the published code's, often more.",
+        metavar="NAME",
+        help="Of timesteps: auto, uniform, trailing; or compvis, the published code's, often more steps.",
         rich_help_panel="Sampling",
     ),
 ]

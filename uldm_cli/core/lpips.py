@@ -63,7 +63,7 @@ class LPIPS(nn.Module):
         self.net: Net = net
         self.backbone = BACKBONES[net]
         self.checked, self.sha256 = checked, sha256
-        self.features = empty_features(net).to_empty(device="cpu")
+        self.features = _empty_features(net).to_empty(device="cpu")
         for layer in self.features.modules():
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # the slices' outputs are kept
@@ -196,7 +196,7 @@ def drawn_features(net: Net) -> dict[str, Tensor]:
     """
     generator = torch.Generator().manual_seed(0)
     drawn = {}
-    for name, like in empty_features(net).state_dict().items():
+    for name, like in _empty_features(net).state_dict().items():
         drawn[f"features.{name}"] = torch.zeros(like.shape)
         if name.endswith("weight"):
             deviation = (2 / like[0].numel()) ** 0.5
@@ -204,8 +204,8 @@ def drawn_features(net: Net) -> dict[str, Tensor]:
     return drawn
 
 
-def empty_features(net: Net) -> nn.Sequential:
-    """The slices without weights, on the meta device: else the classifier's, up to 124 M, would be drawn too."""
+def _empty_features(net: Net) -> nn.Sequential:
+    """On the meta device: else the classifier's weights, up to 124 M, would be drawn too."""
     with torch.device("meta"):
         return BACKBONES[net].build(weights=None).features[: BACKBONES[net].cuts[-1]]
 

@@ -24,14 +24,15 @@ def autoencoder_memory(plan: Plan[AutoencoderTraining], *, activations: bool = T
     """Of a process that trains an autoencoder; without `activations` they count as none, and it takes no time."""
     import torch
 
-    from uldm_cli.core.lpips import empty_features
+    from uldm_cli.core.lpips import BACKBONES
     from uldm_cli.core.memory import estimate, kept_for_backward, shapes_only
 
     spec = plan.config
     shape = (plan.micro_batch, spec.data.channels, spec.data.size, spec.data.size)
     with shapes_only(_precision(plan)):
         module = spec.autoencoder.build().eval()  # only in training do quantizers look at values
-        used = [empty_features(spec.loss.lpips_net).to_empty(device="cpu")] if spec.loss.lpips else []
+        net = BACKBONES[spec.loss.lpips_net]
+        used = [net.build(weights=None).features[: net.cuts[-1]]] if spec.loss.lpips else []
         rivals = [spec.adversarial.build(spec.data.channels).discriminator] if spec.adversarial else []
 
         def compute() -> None:
