@@ -20,6 +20,9 @@ from uldm_cli.runs.draw.plot import Style, save_figure
 from uldm_cli.specs.models import LatentDiffusionModel
 
 CONFIGS = Path(__file__).parents[3] / "configs"
+DRAWABLE = [  # the others name an autoencoder that has to be trained first
+    path for path in sorted(CONFIGS.rglob("*.yaml")) if "autoencoder: outputs/" not in path.read_text()
+]
 SMALL = Style(dpi=60)  # the size of letters hardly depends on it, the time does
 NAMES = ("x", "outputs/" + "a very long name of a run, " * 20, "two\nlines \t \u6f22\u5b57 $a$ and $b_{")
 
@@ -103,7 +106,7 @@ def test_texts_have_room_in_published_models(name: str) -> None:
         check(architecture_figure(architecture, SMALL))
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DRAWABLE, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_texts_have_room_in_every_config(path: Path) -> None:
     for architecture in both(read(path).model, str(path)):
         check(architecture_figure(architecture, SMALL))
