@@ -37,7 +37,13 @@ class Progress:
     """The best value of the figure that `train.best` names."""
 
 
-def save_run(checkpoints: Checkpoints, job: "Job", config: "BaseModel", step: int, progress: Progress) -> Path | None:
+def save_run(
+    checkpoints: Checkpoints,
+    job: "Job",
+    config: "AutoencoderTraining | DiffusionTraining",
+    step: int,
+    progress: Progress,
+) -> Path | None:
     """Saves the model and everything that resuming needs, together. Every process calls it, and the main one writes.
 
     Raises:
