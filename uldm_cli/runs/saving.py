@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from uldm_cli.specs.autoencoder_training import AutoencoderTraining
     from uldm_cli.specs.diffusion_training import DiffusionTraining
 
+    Spec = AutoencoderTraining | DiffusionTraining
+
 STATE = "state.safetensors"
 STATE_KEY = "uldm-state"
 
