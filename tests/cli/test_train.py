@@ -307,7 +307,6 @@ def refused(uldm_main, says, *args):
         (["autoencoder.mid_channels=[64,64]"], "begins and ends with 128, the last of down_channels"),
         (["autoencoder.down_sample=[true]"], "expected 2 entries, one for each step from a width"),
         (["autoencoder.attn_down=[]"], "expected 2 entries, one for each step from a width"),
-        (["autoencoder=kl"], "'kl' cannot be trained here"),
         (["autoencoder.quantizer=emma"], "unknown quantizer 'emma'. Did you mean 'ema'?"),
         (["data=images", "data.root=photos"], "data.channels: expected 1, the channels of the autoencoder's images"),
         (["data.size=30"], "data.size=30 (command line): expected a multiple of 4"),

@@ -63,7 +63,7 @@ def test_defaults_fit_each_other():
         (["optim.clip_norm=Infinity"], "expected a finite number"),
         ([f"train.seed={LARGEST_SEED + 1}"], f"expected a number of at most {LARGEST_SEED}"),
         (["train.steps=0"], "train.steps=0 (command line): expected a number greater than 0"),
-        (["train.precision=fp16"], "expected 'auto', 'fp32' or 'bf16'"),
+        (["train.precision=fp8"], "expected 'auto', 'fp32', 'bf16', 'fp16' or 'fp64'"),
         (["train.device=gpu"], "expected auto, cpu, mps, cuda, or cuda:1 and so on"),
         (["train.ema_decay=1"], "expected a number less than 1"),
         (["trian.steps=3"], "unknown key 'trian'. Did you mean 'train'?"),
