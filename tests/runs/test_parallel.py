@@ -102,8 +102,8 @@ def test_half_of_what_a_launcher_sets_is_refused(training, vqvae, tmp_path, monk
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UsageError) as caught:
         training.run(vqvae(), tmp_path / "run")
-    missing = "LOCAL_RANK and MASTER_ADDR and MASTER_PORT"
-    assert caught.value.message == f"WORLD_SIZE is 2, but {missing} not set in the environment"
+    missing = "LOCAL_RANK, MASTER_ADDR, MASTER_PORT"
+    assert caught.value.message == f"WORLD_SIZE is 2, but {missing} are not set"
     assert not (tmp_path / "run").exists()
 
 

@@ -41,7 +41,7 @@ class Engine:
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         missing = [name for name in _LAUNCHED if name not in os.environ] if launched > 1 else []
         if missing:
-            what = f"WORLD_SIZE is {launched}, but {' and '.join(missing)} not set in the environment"
+            what = f"WORLD_SIZE is {launched}, but {', '.join(missing)} are not set"
             raise UsageError(what, "Start the processes with torchrun or accelerate launch, or unset WORLD_SIZE")
         if picked.index is not None:
             if launched > 1:
