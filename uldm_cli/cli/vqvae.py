@@ -13,12 +13,14 @@ Examples:
   uldm vqvae train autoencoder=vqvae data=images data.root=photos
                                                              one's own, in colour: a folder, .tar or .zip
   uldm vqvae train configs/fruits64/vqvae.yaml train.steps=2000
+  uldm vqvae train data=images data.root=photos autoencoder=kl loss.lpips=0.5 adversarial={}
+                                                             normally distributed latents, and a discriminator
 
 The same command again goes on where it stopped.
 """
 
 
-add_train(app, "Train a VQ-VAE.", EXAMPLES, command="vqvae-train")
+add_train(app, "Train an autoencoder.", EXAMPLES, command="vqvae-train")
 vqvae_encode.add_to(app)
 vqvae_look.add_to(app)
 diagram.add_to(app)
