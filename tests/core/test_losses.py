@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_divergence
 
+from uldm_cli.core.device import at_least_float32
 from uldm_cli.core.losses import (
     Adversarial,
     adaptive_weight,
     discriminator_loss,
     generator_loss,
     kl_divergence,
-    lifted,
     with_gradient,
 )
 
@@ -61,8 +61,8 @@ def test_divergence_is_torchs_summed_over_a_latent() -> None:
 @pytest.mark.parametrize(
     ("given", "made"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)]
 )
-def test_lifted(given, made) -> None:
-    assert lifted(torch.zeros(1, dtype=given)).dtype == made
+def test_at_least_float32(given, made) -> None:
+    assert at_least_float32(torch.zeros(1, dtype=given)).dtype == made
 
 
 class Layers(nn.Module):

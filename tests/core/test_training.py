@@ -254,6 +254,37 @@ def test_gradients_are_clipped_to_the_norm() -> None:
     assert run.state_dict()["first.0.exp_avg"].item() == pytest.approx(0.1 * 0.5)
 
 
+class Scaler(torch.amp.GradScaler):
+    """That of fp16, which the CPU has, too; here it first overflows."""
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        super().unscale_(optimizer)
+        self.unscaled = getattr(self, "unscaled", 0) + 1
+
+
+def test_gradients_of_several_phases_are_scaled_and_unscaled_once() -> None:
+    """As in fp16: the steps are those without a scaler, and one that overflows lowers the scale and changes nothing."""
+    plain, scaled = toy_trainer(steps=3), toy_trainer(steps=3)
+    scaled.engine._accelerator.scaler = Scaler("cpu", init_scale=2.0**60)
+    list(plain.fit(batches()))
+    with torch.no_grad():
+        scaled.task.weights["first"].fill_(2.0**70)  # times the scale more than float32 holds
+    [first] = islice(scaled.fit(batches()), 1)
+    assert first.fault is not None
+    assert not first.fault.spoilt
+    assert scaled.engine.scaler.get_scale() == 2.0**59
+    assert scaled.task.weights["first"].item() == 2.0**70
+    with torch.no_grad():
+        scaled.task.weights["first"].fill_(1.0)
+    assert [record.fault for record in scaled.fit(batches())] == [None] * 3
+    assert scaled.engine.scaler.unscaled == 2 * 4
+    torch.testing.assert_close(dict(scaled.task.weights), dict(plain.task.weights))
+    restored = toy_trainer(steps=3)
+    restored.engine._accelerator.scaler = Scaler("cpu")
+    restored.load_state_dict(scaled.state_dict())
+    assert restored.engine.scaler.get_scale() == 2.0**59
+
+
 def test_images_are_flipped_by_seed_and_number() -> None:
     run = toy_trainer(steps=3)
     run.flip_seed = 9

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from uldm_cli.core.data import streams
-from uldm_cli.core.training import Trainer
+from uldm_cli.core.training import RunningNorm, Trainer
 from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.runs import train as runs_train
 from uldm_cli.runs import vqvae_train
@@ -44,10 +44,30 @@ def test_the_best_is_remembered_by_a_run_that_goes_on(training, vqvae, tmp_path)
     assert links[0] == links[1]
 
 
-def test_a_figure_that_does_not_exist_cannot_be_best(training, vqvae, tmp_path):
-    with pytest.raises(ConfigError, match=r"train\.best=fid: there is no such figure") as caught:
-        training.run(vqvae(best="fid"), tmp_path / "run")
-    assert "psnr" in caught.value.hint
+def test_a_figure_that_does_not_exist_is_told_and_nothing_is_best(training, vqvae, tmp_path, capsys):
+    training.run(vqvae(best="fid"), tmp_path / "run")
+    said = capsys.readouterr().err
+    assert said.count("warning: train.best=fid: no checkpoint is the best, for there is no such figure yet, but") == 1
+    assert "psnr" in said
+    assert not (tmp_path / "run" / "checkpoints" / "best").is_symlink()
+
+
+def test_use_of_codes_is_compared_over_whole_epochs(training, vqvae, tmp_path):
+    """20 images in batches of 8: the first epoch ends in step 3."""
+    training.interrupt(vqvae(save_every=1, best="perplexity"), tmp_path / "run", 2)
+    assert not (tmp_path / "run" / "checkpoints" / "best").is_symlink()
+    training.run(vqvae(save_every=1, best="perplexity"), tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "best" / "model.safetensors").exists()
+
+
+def test_what_was_saved_and_not_marked_is_marked_by_the_run_that_goes_on(training, vqvae, tmp_path):
+    """As after a kill between the two."""
+    spec = vqvae(save_every=2, log_every=2, best="loss")
+    training.interrupt(spec, tmp_path / "run", 2)
+    link = tmp_path / "run" / "checkpoints" / "best"
+    link.unlink()
+    training.interrupt(spec, tmp_path / "run", 1)
+    assert link.is_symlink()
 
 
 def test_a_signal_asks_to_save_and_the_run_goes_on(training, start, vqvae, tmp_path):
@@ -69,13 +89,13 @@ def spoil(monkeypatch, steps, value=torch.nan):
     counted = iter(range(1, 10_000))
 
     def gradient(self, phase, inputs, plain=Trainer._gradient):
-        logs = plain(self, phase, inputs)
+        loss, logs = plain(self, phase, inputs)
         if next(counted) in steps:
             for parameter in self._trained[phase]:
                 if parameter.grad is not None:
                     parameter.grad.fill_(value)
             logs[f"{phase}_grad_norm"] = torch.tensor(value)
-        return logs
+        return loss, logs
 
     monkeypatch.setattr(Trainer, "_gradient", gradient)
 
@@ -114,7 +134,58 @@ def test_a_spike_is_skipped_once_there_is_an_average(training, vqvae, tmp_path, 
     training.run(spec, tmp_path / "run")
     said = capsys.readouterr().err
     assert "step 50 changed nothing" not in said  # there was no average yet to hold it against
-    assert "step 105 changed nothing: the gradient of 'autoencoder' has the norm 1e+06" in said
+    assert "step 105 changed nothing: the gradient of 'autoencoder' has the norm 1e+06, more than" in said
+
+
+@pytest.mark.parametrize("value", [torch.nan, 1e6])
+@pytest.mark.parametrize("command", ["gan", "ldm"])
+def test_a_skipped_step_leaves_everything_as_it_was(training, command, value, request, tmp_path, monkeypatch):
+    """Weights, averages, optimizers, codebook, discriminator: but not the spikes' part in the usual norm."""
+    spec = request.getfixturevalue(command)(steps=12, save_every=100)
+    states = []
+
+    def after(self, record, stop, plain=runs_train._Run._after):
+        job, trainer = self.job, self.job.trainer
+        state = {f"m.{k}": v for k, v in job.module.state_dict().items()} | {
+            f"o.{k}": v for k, v in trainer.state_dict().items()
+        }
+        state |= {f"e.{k}": v for k, v in trainer.ema.state.items()}
+        states.append((record.fault, {k: v.clone() for k, v in state.items() if not k.endswith(".norm")}))
+        plain(self, record, stop)
+
+    monkeypatch.setattr(RunningNorm, "NEEDED", 5)
+    monkeypatch.setattr(runs_train._Run, "_after", after)
+    spoil(monkeypatch, {15 if command == "gan" else 9}, value)
+    training.run(spec, tmp_path / "run")
+    [skipped] = [i for i, (fault, _) in enumerate(states) if fault is not None]
+    before, at, following = (states[i][1] for i in (skipped - 1, skipped, skipped + 1))
+    assert [name for name in before if not torch.equal(before[name], at[name])] == []
+    assert any(not torch.equal(at[name], following[name]) for name in at)
+
+
+def test_a_spike_in_the_last_step_is_no_reason_not_to_finish(training, vqvae, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(RunningNorm, "NEEDED", 5)
+    spoil(monkeypatch, {20}, value=1e6)
+    training.run(vqvae(), tmp_path / "run")
+    assert "step 20 changed nothing" in capsys.readouterr().err
+    assert training.steps_saved(tmp_path / "run")[-1] == 20
+
+
+def test_gradients_that_stay_large_become_the_usual_ones(training, vqvae, tmp_path, monkeypatch, capsys):
+    """Else 20 skipped steps in a row would end a training that is healthy."""
+    monkeypatch.setattr(RunningNorm, "NEEDED", 5)
+    spoil(monkeypatch, set(range(10, 60)), value=100.0)
+    training.run(vqvae(steps=60, save_every=60, picture_every=60), tmp_path / "run")
+    skipped = capsys.readouterr().err.count("changed nothing")
+    assert 0 < skipped < 20
+
+
+def test_small_gradients_that_grow_are_no_spikes(training, vqvae, tmp_path, monkeypatch, capsys):
+    """A discriminator that was sure has a gradient of zero."""
+    monkeypatch.setattr(RunningNorm, "NEEDED", 5)
+    spoil(monkeypatch, set(range(1, 12)), value=0.0)
+    training.run(vqvae(), tmp_path / "run")
+    assert "changed nothing" not in capsys.readouterr().err
 
 
 def test_training_stops_after_so_many_and_what_was_good_stays(training, vqvae, tmp_path, monkeypatch):

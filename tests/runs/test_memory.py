@@ -22,7 +22,7 @@ def test_what_backward_keeps_by_hand():
 
 
 def test_the_estimate_is_what_a_forward_pass_takes(vqvae, tmp_path):
-    """Within a factor of 1.5 of the tensors that autograd really keeps."""
+    """Of a forward pass without a loss within a third of the tensors that autograd really keeps."""
     plan = vqvae_train.plan(vqvae(batch_size=32), tmp_path / "run", None)
     estimated = autoencoder_memory(plan).activations
     module = plan.config.autoencoder.build()
@@ -35,7 +35,7 @@ def test_the_estimate_is_what_a_forward_pass_takes(vqvae, tmp_path):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = module(torch.rand(32, 3, 16, 16))  # held: else its storages could get a second one's address
-    assert estimated == pytest.approx(sum(kept.values()), rel=0.5)
+    assert estimated == pytest.approx(sum(kept.values()), rel=0.33)
     assert result[0].shape == (32, 3, 16, 16)
 
 

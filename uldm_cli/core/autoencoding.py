@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uldm_cli.core import rng
+from uldm_cli.core.device import at_least_float32
 from uldm_cli.core.losses import (
     Adversarial,
     adaptive_weight,
     discriminator_loss,
     generator_loss,
     kl_divergence,
-    lifted,
     with_gradient,
 )
 from uldm_cli.core.lpips import LPIPS
@@ -154,7 +154,7 @@ class AutoencoderTask(Task):
         if phase == "discriminator":
             return self._discriminate(image)
         recon, terms = self._reconstruct(image, number)
-        recon = lifted(recon)
+        recon = at_least_float32(recon)
         logs: dict[str, Tensor] = {}
         distance = partial(self._distance, image=image, logs=logs)
         rec = with_gradient(distance, recon) if self._ramp else distance(recon)
@@ -178,7 +178,7 @@ class AutoencoderTask(Task):
         model = self.model
         if self.variational:
             with self._encoding():
-                mean, logvar = (lifted(x) for x in model.moments(image))
+                mean, logvar = (at_least_float32(x) for x in model.moments(image))
             noise = rng.normal(self.seed, rng.STREAM_POSTERIOR, number, mean.shape[1:]).to(mean.dtype)
             recon = model.from_latent(mean + (0.5 * logvar).exp() * noise)
             return recon, {} if self.frozen else {"kl": kl_divergence(mean, logvar).mean()}
@@ -204,7 +204,7 @@ class AutoencoderTask(Task):
         """The generator's term and its factor; keeps the reconstructions for the discriminator's phase."""
         settings = self.adversarial
         assert settings is not None
-        generator = with_gradient(lambda x: generator_loss(lifted(settings.discriminator(x))), recon)
+        generator = with_gradient(lambda x: generator_loss(at_least_float32(settings.discriminator(x))), recon)
         weight = recon.new_full((), settings.weight * self._ramp)
         if not recon.requires_grad:  # only looked at: there are no gradients to balance
             return generator, weight
@@ -221,7 +221,7 @@ class AutoencoderTask(Task):
         if not self._kept:
             raise UldmError("the discriminator's phase has no reconstructions", "Run the autoencoder's before it")
         discriminator = self.adversarial.discriminator
-        real, fake = lifted(discriminator(image)), lifted(discriminator(self._kept.pop(0)))
+        real, fake = at_least_float32(discriminator(image)), at_least_float32(discriminator(self._kept.pop(0)))
         loss = discriminator_loss(self.adversarial.loss, real, fake)
         logs = {"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
         return loss, {name: value.detach() for name, value in logs.items()}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from uldm_cli.core import collectives
-from uldm_cli.core.losses import lifted
+from uldm_cli.core.device import at_least_float32
 from uldm_cli.errors import UsageError
 
 
@@ -76,7 +76,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> the same
         if not self.training or collectives.world() == 1:
             return super().forward(x)
-        h = lifted(x)
+        h = at_least_float32(x)
         sums = torch.cat([h.sum((0, 2, 3)), h.new_tensor([h.numel() / h.shape[1]])])
         sums = collectives.differentiable_total(sums)
         count, mean = sums[-1].detach(), sums[:-1] / sums[-1].detach()

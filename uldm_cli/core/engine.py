@@ -1,5 +1,6 @@
 """Devices, mixed precision, processes and trackers: the only user of accelerate."""
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, broadcast_object_list
 from torch import Tensor, nn
 
 from uldm_cli.core import collectives
@@ -29,7 +30,7 @@ class Engine:
         folder: the run's.
 
     Raises:
-        UsageError: several processes and a numbered device, or not all of what a launcher sets.
+        UsageError: several processes and a numbered device, not all of what a launcher sets, or a launcher that shards.
         UldmError: the launcher started several processes, and accelerate sees another number.
     """
 
@@ -38,7 +39,7 @@ class Engine:
     ) -> None:
         picked = pick_device(device)
         self.dtype = pick_dtype(precision, picked)
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        launched = int(os.environ.get("WORLD_SIZE") or 1)
         missing = [name for name in _LAUNCHED if name not in os.environ] if launched > 1 else []
         if missing:
             what = f"WORLD_SIZE is {launched}, but {', '.join(missing)} are not set"
@@ -52,9 +53,14 @@ class Engine:
         self._accelerator = Accelerator(
             cpu=picked.type == "cpu",
             mixed_precision=_MIXED.get(self.dtype, "no"),
+            # Whatever the launcher's config says: a step's micro-batches are the trainer's.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=list(trackers) or None,
             project_dir=folder,
         )
+        kind = self._accelerator.distributed_type
+        if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+            raise UsageError(f"{kind.value} is not supported: every process holds the whole model", "Launch with DDP")
         self.device = self._accelerator.device
         self.precision = {torch.float32: "fp32", torch.float64: "fp64", **_MIXED}[self.dtype]
         self.world, self.rank = self._accelerator.num_processes, self._accelerator.process_index
@@ -84,11 +90,26 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         self._accelerator.backward(loss)
 
-    def clip(self, parameters: list[nn.Parameter], norm: float) -> Tensor:
-        """Clips the gradients' total norm to at most `norm`; returns what it was."""
-        total = self._accelerator.clip_grad_norm_(parameters, norm)
-        assert total is not None
-        return total
+    def clip(self, parameters: list[nn.Parameter], norm: float, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Clips the gradients' total norm to at most `norm`; returns what it was.
+
+        Accelerate's own way would unscale those of all optimizers, of which some have had theirs unscaled already.
+        """
+        if self.scaler is not None:
+            self.scaler.unscale_(_plain(optimizer))
+        return torch.nn.utils.clip_grad_norm_(parameters, norm)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer's step. When all have stepped or none, `scaled` ends it."""
+        if self.scaler is not None:
+            self.scaler.step(_plain(optimizer))
+        else:
+            optimizer.step()
+
+    def scaled(self) -> None:
+        """The scale of fp16 takes its lesson from the gradients of a step, made or not."""
+        if self.scaler is not None:
+            self.scaler.update()
 
     @property
     def scaler(self) -> Any:
@@ -112,7 +133,10 @@ class Engine:
     def begin_tracking(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Opens the trackers, if there are any, for the run in a folder. `config` maps names to plain values."""
         if self._accelerator.log_with:
-            wandb = {"dir": str(folder), "name": folder.name}
+            same = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[
+                :16
+            ]  # a run that goes on is one run there
+            wandb = {"dir": str(folder), "name": folder.name, "id": same, "resume": "allow"}
             self._accelerator.init_trackers("uldm", config=dict(config), init_kwargs={"wandb": wandb})
 
     def track(self, values: Mapping[str, float], step: int) -> None:
@@ -123,3 +147,8 @@ class Engine:
     def end_tracking(self) -> None:
         if self._accelerator.log_with:
             self._accelerator.end_training()
+
+
+def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """What accelerate wrapped."""
+    return getattr(optimizer, "optimizer", optimizer)

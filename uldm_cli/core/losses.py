@@ -39,11 +39,6 @@ class Adversarial:
         return min(max(step - self.start, 0) / max(self.warmup_steps, 1), 1.0)
 
 
-def lifted(x: Tensor) -> Tensor:
-    """In float32, or float64 where it is that: autocast's low precisions are for networks, not for sums and means."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
     """Of normal latents `[N, z, h, w]` from the standard normal distribution, summed over each: `[N]`, in nats.
 
@@ -101,7 +96,7 @@ def adaptive_weight(nll: Tensor, generator: Tensor, last: Tensor, scale: float =
     """
     norms = []
     for term in (nll, generator):
-        [gradient] = torch.autograd.grad(term, last, retain_graph=True)
-        norms.append(torch.linalg.vector_norm(collectives.mean(gradient)))
+        [gradient] = torch.autograd.grad(_RAISED * term, last, retain_graph=True)
+        norms.append(torch.linalg.vector_norm(collectives.mean(gradient)) / _RAISED)
     ratio = scale * norms[0] / (norms[1] + 1e-4)
     return ratio.clamp(0, LARGEST_WEIGHT).detach() / scale

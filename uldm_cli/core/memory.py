@@ -78,8 +78,15 @@ def kept_for_backward(run: Callable[[], object]) -> int:
     return sum(kept.values())
 
 
-def available(device: torch.device) -> int:
-    """Bytes that can still be had on a device."""
+def available(device: torch.device, local_rank: int, neighbours: int) -> int:
+    """Bytes that a process can still have on its device.
+
+    Args:
+        device: without an index it is the accelerator that the process takes among several.
+        local_rank: its number among the processes on this machine.
+        neighbours: how many they are: on a CPU they share the memory.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+        numbered = ":" in str(device)
+        return torch.cuda.mem_get_info(device if numbered else local_rank)[0]
+    return int(psutil.virtual_memory().available) // neighbours

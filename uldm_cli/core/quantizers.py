@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uldm_cli.core import collectives, rng
+from uldm_cli.core.device import at_least_float32
 from uldm_cli.errors import ConfigError
 
 Losses = dict[str, Tensor]
@@ -55,7 +56,7 @@ class Quantizer(nn.Module):
         N, D, h, w = z.shape
         # Distances in bfloat16 would send many latents to the wrong code.
         with torch.autocast(z.device.type, enabled=False):
-            points = self.enter(_lifted(z).permute(0, 2, 3, 1).reshape(-1, D))
+            points = self.enter(at_least_float32(z).permute(0, 2, 3, 1).reshape(-1, D))
             training = self.training and torch.is_grad_enabled()
             if training:
                 self.start(points.detach())
@@ -153,7 +154,7 @@ class Codebook(Quantizer):
         self.embedding = nn.Parameter(torch.empty(codebook_size, dim).uniform_(-1 / codebook_size, 1 / codebook_size))
 
     def table(self, dtype: torch.dtype | None) -> Tensor:
-        return _lifted(self.embedding) if dtype is None else self.embedding.to(dtype)
+        return at_least_float32(self.embedding) if dtype is None else self.embedding.to(dtype)
 
     def nearest(self, points: Tensor) -> Tensor:
         codes = self.table(points.dtype).detach()
@@ -354,11 +355,6 @@ class FSQ(Quantizer):
 
     def losses(self, points: Tensor, codes: Tensor) -> Losses:
         return {"codebook_loss": points.new_zeros(()), "commitment_loss": points.new_zeros(())}
-
-
-def _lifted(value: Tensor) -> Tensor:
-    """As float32; float64 stays."""
-    return value if value.dtype == torch.float64 else value.float()
 
 
 def _projected(points: Tensor, linear: nn.Linear | None) -> Tensor:

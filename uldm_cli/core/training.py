@@ -92,8 +92,18 @@ class Record:
     logs: dict[str, Tensor]
     """Means over this process's samples."""
     lr: float
-    skipped: str | None = None
-    """Why the step changed nothing, if so: "the gradient of 'autoencoder' is NaN or infinite"."""
+    fault: "Fault | None" = None
+    """Why the step changed nothing, if so."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What was wrong with a step's gradient."""
+
+    what: str
+    """In words: "the gradient of 'autoencoder' is NaN or infinite"."""
+    spoilt: bool
+    """Whether the weights may be to blame: then they are not worth saving."""
 
 
 class Trainer:
@@ -151,54 +161,64 @@ class Trainer:
         lr = self.optimization.lr_at(step)
         self.task.train()
         logs: dict[str, Tensor] = {}
-        skipped = None
+        fault = None
         phases = self.task.begin(step)
         for phase in phases:
-            logs |= self._gradient(phase, inputs)
-            skipped = skipped or self._fault(phase, float(logs[f"{phase}_grad_norm"]))
-        for phase in phases:
-            # The scaler of fp16 also takes its lesson from gradients that overflowed, and then steps by itself.
-            if skipped is None or self.engine.scaler is not None:
-                self._update(phase, lr)
-        if skipped is None:
+            loss, found = self._gradient(phase, inputs)
+            logs |= found
+            fault = fault or self._fault(phase, float(found[f"{phase}_grad_norm"]), loss)
+        if fault is None:
             for phase in phases:
-                self._norms[phase].add(float(logs[f"{phase}_grad_norm"]))
+                self._update(phase, lr, float(logs[f"{phase}_grad_norm"]))
             self.task.after_step(step)
             self.ema.update()
             self.profiles.update()
-        return Record(step, micro, logs, lr, skipped)
+        self.engine.scaled()
+        return Record(step, micro, logs, lr, fault)
 
-    def _gradient(self, phase: str, inputs: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        """Computes and clips a phase's gradient; what the phase logs, as means over the micro-batches."""
+    def _gradient(self, phase: str, inputs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Computes and clips a phase's gradient; its loss and what it logs, as means over the micro-batches."""
         run, optimizer = self._prepared[phase]
         optimizer.zero_grad(set_to_none=True)
         for other, parameters in self._trained.items():
             for parameter in parameters:
                 parameter.requires_grad_(other == phase)
+        losses: list[Tensor] = []
         found: list[dict[str, Tensor]] = []
         for i, (image, number) in enumerate(inputs):
             with self.engine.gathering(run, last=i == len(inputs) - 1):
                 loss, logs = run(image, number)
                 self.engine.backward(loss / len(inputs))
+            losses.append(loss.detach())
             found.append(logs)
-        norm = self.engine.clip(self._trained[phase], self.optimization.clip_norm)
+        norm = self.engine.clip(self._trained[phase], self.optimization.clip_norm, optimizer)
         means = {name: torch.stack([logs[name] for logs in found]).mean() for name in found[0]}
-        return {**means, f"{phase}_grad_norm": norm.detach()}
+        return torch.stack(losses).mean(), {**means, f"{phase}_grad_norm": norm.detach()}
 
-    def _fault(self, phase: str, norm: float) -> str | None:
+    def _fault(self, phase: str, norm: float, loss: Tensor) -> Fault | None:
         """What is wrong with a gradient of this norm, the same in every process."""
         if not math.isfinite(norm):
-            return f"the gradient of '{phase}' is NaN or infinite"
-        usual, limit = self._norms[phase].mean, self.optimization.spike
-        if limit is not None and self._norms[phase].known and norm > limit * usual:
-            return f"the gradient of '{phase}' has the norm {norm:.3g}, {norm / usual:.0f} times its average"
-        return None
+            # In fp16 gradients overflow until the scaler has found its scale, and nothing is wrong with the weights.
+            spoilt = self.engine.scaler is None or self.engine.any(not math.isfinite(float(loss)))[0]
+            return Fault(f"the gradient of '{phase}' is NaN or infinite", spoilt)
+        usual, limit = self._norms[phase], self.optimization.spike
+        if limit is None or not usual.known:
+            return None
+        # What is below the clipping norm is no danger, however much smaller it was before.
+        allowed = limit * max(usual.mean, self.optimization.clip_norm)
+        if norm <= allowed:
+            return None
+        usual.add(allowed)  # should the gradients stay so large, they become the usual ones
+        return Fault(
+            f"the gradient of '{phase}' has the norm {norm:.3g}, where {usual.mean:.3g} is usual", spoilt=False
+        )
 
-    def _update(self, phase: str, lr: float) -> None:
+    def _update(self, phase: str, lr: float, norm: float) -> None:
         optimizer = self._prepared[phase][1]
         for group in optimizer.param_groups:
             group["lr"] = lr
-        optimizer.step()
+        self.engine.step(optimizer)
+        self._norms[phase].add(norm)
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         device = self.engine.device

@@ -35,6 +35,10 @@ class Checkpoints:
         """The folder of every checkpoint, the newest last."""
         return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
 
+    def of_step(self, step: int) -> Path:
+        """The folder of a step's checkpoint, whether or not there is one."""
+        return self.folder / f"step-{step:08}"
+
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """Makes the checkpoint of a step by `write(folder)`, and drops old ones.
 
@@ -43,7 +47,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         for left in self.folder.glob(".step-*"):
             shutil.rmtree(left)
-        final = self.folder / f"step-{step:08}"
+        final = self.of_step(step)
         temporary = self.folder / f".{final.name}"
         temporary.mkdir()
         try:
@@ -69,11 +73,13 @@ class Checkpoints:
     def mark_best(self, checkpoint: Path) -> None:
         """Makes `checkpoints/best` a link to a checkpoint, which then stays until another one is better."""
         before = self.best()
+        if before == checkpoint or not checkpoint.exists():
+            return
         link = self.folder / f".{BEST}"
         link.unlink(missing_ok=True)
         link.symlink_to(checkpoint.name)
         link.replace(self.folder / BEST)
-        if before and before != checkpoint and before.exists() and before not in self.whole()[-self.keep :]:
+        if before and before.exists() and before not in self.whole()[-self.keep :]:
             shutil.rmtree(before)
 
     def set_aside(self, checkpoint: Path) -> Path:
@@ -81,6 +87,8 @@ class Checkpoints:
         aside = self.folder / f"damaged-{checkpoint.name}"
         if aside.exists():
             shutil.rmtree(aside)
+        if self.best() == checkpoint:
+            (self.folder / BEST).unlink()
         return checkpoint.rename(aside)
 
 

@@ -1,5 +1,6 @@
 """The memory that a training needs, by its config alone, and whether there is as much."""
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,8 @@ def mind_memory(plan: Plan[Any], measure: "Callable[..., Memory]") -> None:
     from uldm_cli.core.device import pick_device
     from uldm_cli.core.memory import available
 
-    data, there = plan.config.data, available(pick_device(plan.train.device))
+    place = (int(os.environ.get(name) or default) for name, default in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
+    data, there = plan.config.data, available(pick_device(plan.train.device), *place)
     fits = _MOST * 4 * plan.micro_batch * data.channels * data.size**2 < there / 2
     need = measure(plan, activations=not fits)
     if need.fixed > there:
@@ -84,10 +86,9 @@ def mind_memory(plan: Plan[Any], measure: "Callable[..., Memory]") -> None:
         )
         raise ConfigError(what, "Take a smaller network")
     if need.total > there:
-        micro = 2 * plan.train.accumulate
         console.warn(
             f"this training needs about {in_gb(need.total)} of memory, and {in_gb(there)} are free: a smaller "
-            f"--batch-size, or train.accumulate={micro}, needs less"
+            "--batch-size, or a greater train.accumulate, needs less"
         )
 
 

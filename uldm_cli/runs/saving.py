@@ -36,17 +36,17 @@ class Progress:
     in_a_row: int = 0
     """Steps skipped since the last one that was made."""
     best: float | None = None
-    """The best value of the figure that `train.best` names."""
+    """The best value of the figure that `train.best` names, ..."""
+    best_step: int | None = None
+    """... and its step."""
 
 
 def save_run(
-    checkpoints: Checkpoints,
-    job: "Job",
-    config: "AutoencoderTraining | DiffusionTraining",
-    step: int,
-    progress: Progress,
+    checkpoints: Checkpoints, job: "Job", config: "Spec", step: int, progress: Progress, *, snapshot: bool
 ) -> Path | None:
     """Saves the model and everything that resuming needs, together. Every process calls it, and the main one writes.
+
+    `snapshot` also keeps the averages of several widths, if there are any.
 
     Raises:
         UldmError: it could not be written; what was saved before is whole.
@@ -66,6 +66,7 @@ def save_run(
         "skipped_steps": progress.skipped_steps,
         "in_a_row": progress.in_a_row,
         "best": progress.best,
+        "best_step": progress.best_step,
         "images": len(job.dataset),
     }
 
@@ -74,7 +75,7 @@ def save_run(
         write_safetensors(folder / STATE, state, {STATE_KEY: json.dumps(said)})
 
     try:
-        if step % config.train.save_every == 0 or step == config.train.steps:  # and not wherever it was stopped
+        if snapshot:
             save_snapshot(checkpoints.folder.parent, step, trainer.profiles)
         return checkpoints.save(step, write)
     except (OSError, UldmError) as e:
@@ -99,7 +100,8 @@ def restore_run(checkpoint: Path, job: "Job") -> Progress:
     now, then = len(job.dataset), said["images"]
     if now != then:
         console.warn(f"{checkpoint} was saved with {then} images, and there are {now} now: their order is another")
-    return Progress(means, said["epoch"], said["skipped_steps"], said["in_a_row"], said["best"])
+    names = ("epoch", "skipped_steps", "in_a_row", "best", "best_step")
+    return Progress(means, **{name: said[name] for name in names})
 
 
 def read_state(path: Path) -> dict[str, Any]:

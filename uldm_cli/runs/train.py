@@ -127,8 +127,15 @@ class Result:
 
 
 def processes() -> int:
-    """How many processes the launcher started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes the launcher started.
+
+    Raises:
+        ConfigError: WORLD_SIZE is no number of processes.
+    """
+    given = os.environ.get("WORLD_SIZE") or "1"
+    if not given.isdecimal() or not int(given):
+        raise ConfigError(f"WORLD_SIZE={given} in the environment is no number of processes", "Unset it")
+    return int(given)
 
 
 def make_plan(config: C, outdir: Path | None, default: Path, *, resume: bool) -> Plan[C]:
@@ -222,7 +229,7 @@ class _Run:
         self.display: console.Training | None = None
         self.skipped: set[str] = set()
         self._told: set[str] = set()
-        self._due = self._improved = False
+        self._scheduled = self._due = self._improved = False
         self._waited = 0.0
         self._logged, self._since = plan.start, time.perf_counter()
         starts = self.engine.from_main(plan.start)
@@ -261,6 +268,9 @@ class _Run:
         else:
             console.note(f"the run in {folder} had saved no checkpoint: it starts again")
         forget_after(self.metrics, self.plan.start)
+        best = self.progress.best_step
+        if best is not None:  # a run that was killed between saving and marking has not marked it
+            self.checkpoints.mark_best(self.checkpoints.of_step(best))
 
     def _batches(self) -> "Generator[Batch, None, None]":
         from uldm_cli.core.data import stream
@@ -299,14 +309,15 @@ class _Run:
         self._end_epoch(step)
         stopping, asked = self.engine.any(stop.requested and not last, stop.save)
         stop.save = False
-        self._due |= last or stopping or asked or step % train.save_every == 0
-        # After a skipped step the weights may be spoilt already: they must not push out a good checkpoint.
-        sound = record.skipped is None
+        self._scheduled |= last or step % train.save_every == 0
+        self._due |= self._scheduled or stopping or asked
+        # Weights that may be spoilt must not push out a good checkpoint.
+        sound = record.fault is None or not record.fault.spoilt
         log, picture = last or step % train.log_every == 0, sound and (last or step % train.picture_every == 0)
         save = sound and self._due
         means = self._good_means(step) if log or picture or save else {}
         if save:
-            self._mind_best(means)
+            self._mind_best(means, step)
         if log:
             self._log(record, means)
         if picture and self.engine.main:
@@ -323,16 +334,17 @@ class _Run:
         for batch in record.batches:
             self._name_skipped(batch.skipped)
         progress = self.progress
-        if record.skipped is None:
+        fault = record.fault
+        if fault is None:
             progress.means.add(record.logs)
             progress.in_a_row = 0
             return
         progress.skipped_steps += 1
         progress.in_a_row += 1
         count = f"{progress.skipped_steps} so far"
-        console.warn(f"step {record.step} changed nothing: {record.skipped} ({count})")
-        if last or progress.in_a_row >= self.plan.optim.max_skipped:
-            what = f"{progress.in_a_row} steps in a row were skipped, the last, {record.step}: {record.skipped}"
+        console.warn(f"step {record.step} changed nothing: {fault.what} ({count})")
+        if (last and fault.spoilt) or progress.in_a_row >= self.plan.optim.max_skipped:
+            what = f"{progress.in_a_row} steps in a row were skipped, the last, {record.step}: {fault.what}"
             raise UldmError(f"{what}; {self._kept()}", self._advice())
 
     def _log(self, record: "Record", means: Line) -> None:
@@ -359,27 +371,34 @@ class _Run:
             self.display.update(record.step, means | counted, rate)
 
     def _mind_waiting(self, share: float, rate: float) -> None:
-        if share > IDLE and self._logged > self.plan.start + self.plan.train.log_every:
-            wait = f"the network waited for images {share:.0%} of the time, at {rate:.0f} images/s"
-            more = f"more train.workers (now {self.plan.train.workers}), smaller files or a cache of latents would help"
-            self._tell_once(f"{wait}: {more}", "waiting")
+        if share <= IDLE or self._logged <= self.plan.start + self.plan.train.log_every:
+            return
+        help = f"more train.workers (now {self.plan.train.workers}), smaller files or a cache of latents would help"
+        if hasattr(self.job.dataset, "gather"):  # such sets are read by the process that trains
+            help = "they are read from memory or a mapped file, which must be slow"
+        wait = f"the network waited for images {share:.0%} of the time, at {rate:.0f} images/s"
+        self._tell_once(f"{wait}: {help}", "waiting")
 
     def _tell_once(self, text: str, key: str | None = None) -> None:
         if (key or text) not in self._told:
             self._told.add(key or text)
             console.warn(text)
 
-    def _mind_best(self, means: Line) -> None:
+    def _mind_best(self, means: Line, step: int) -> None:
         """Remembers whether this step is the best so far; `_save` marks it then."""
-        name = self.plan.train.best
+        name, progress = self.plan.train.best, self.progress
         self._improved = False
         if name is None:
             return
-        figures = {**(self.progress.epoch or self.job.epoch_logs()), **means}
-        if name not in figures:
-            raise ConfigError(f"train.best={name}: there is no such figure", f"There are: {', '.join(sorted(figures))}")
-        if is_better(name, figures[name], self.progress.best):
-            self.progress.best, self._improved = figures[name], True
+        figures = {**progress.epoch, **means}  # of the codes' use those of a whole epoch
+        if name in figures:
+            if is_better(name, figures[name], progress.best):
+                progress.best, progress.best_step, self._improved = figures[name], step, True
+        elif name not in self.job.epoch_logs():
+            there = f"there are: {', '.join(sorted(figures | self.job.epoch_logs()))}"
+            self._tell_once(
+                f"train.best={name}: there is no such figure yet, and no checkpoint is the best; {there}", name
+            )
 
     def _good_means(self, step: int) -> Line:
         """The means since the last line of metrics; an error where the training has gone wrong.
@@ -422,10 +441,10 @@ class _Run:
                 console.warn("more images are skipped; from here on they are only counted")
 
     def _save(self, step: int) -> None:
-        saved = save_run(self.checkpoints, self.job, self.plan.config, step, self.progress)
+        saved = save_run(self.checkpoints, self.job, self.plan.config, step, self.progress, snapshot=self._scheduled)
         if saved and self._improved:
             self.checkpoints.mark_best(saved)
-        self._due = False
+        self._scheduled = self._due = False
         self.engine.wait()
 
 
