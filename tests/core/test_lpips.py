@@ -9,7 +9,16 @@ from torch import Tensor
 
 from uldm_cli import assets
 from uldm_cli.core.images import decode_image
-from uldm_cli.core.lpips import LPIPS, NETS, Net, drawn_features, full_precision
+from uldm_cli.core.lpips import (
+    LPIPS,
+    NETS,
+    Net,
+    NetLinLayer,
+    ScalingLayer,
+    drawn_features,
+    full_precision,
+    spatial_average,
+)
 from uldm_cli.errors import UldmError, UsageError
 from uldm_cli.formats.native import load_tensors
 
@@ -74,6 +83,20 @@ def test_equals_the_authors_package(net: Net, lpips: LPIPS) -> None:
 
 
 @needs_assets
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision", "ignore::UserWarning:lpips")
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_equals_the_authors_package_with_trained_features(net: Net, lpips: LPIPS) -> None:
+    """On their photographs, and the spatial map too."""
+    ours = lpips if net == "alex" else LPIPS(vgg_features() | linear("vgg"))
+    pair = [torch.cat([a, b]) for a, b in zip(example("p0"), example("p1"), strict=True)]
+    with torch.no_grad():
+        torch.testing.assert_close(ours(*pair), package(ours)(*pair), rtol=1e-5, atol=1e-5)
+        expected = package(ours, spatial=True)(*pair)
+        torch.testing.assert_close(ours(*pair, spatial=True), expected, rtol=1e-5, atol=1e-5)
+    assert expected.max() > 0.5
+
+
+@needs_assets
 @pytest.mark.parametrize(("name", "distance"), [("p0", 0.7219), ("p1", 0.1376)])
 def test_the_authors_example(lpips: LPIPS, name: str, distance: float) -> None:
     assert lpips(*example(name)).item() == pytest.approx(distance, abs=1e-4)
@@ -82,8 +105,11 @@ def test_the_authors_example(lpips: LPIPS, name: str, distance: float) -> None:
 @needs_assets
 @pytest.mark.parametrize(("name", "distance"), [("p0", 0.5686), ("p1", 0.4217)])
 def test_the_authors_example_with_vgg(name: str, distance: float) -> None:
-    features = load_tensors(ASSETS / "weights" / "vgg16-imagenet-features.safetensors")
-    assert LPIPS(features | linear("vgg"))(*example(name)).item() == pytest.approx(distance, abs=1e-4)
+    assert LPIPS(vgg_features() | linear("vgg"))(*example(name)).item() == pytest.approx(distance, abs=1e-4)
+
+
+def vgg_features() -> dict[str, Tensor]:
+    return load_tensors(ASSETS / "weights" / "vgg16-imagenet-features.safetensors")
 
 
 def example(name: str) -> list[Tensor]:
@@ -167,6 +193,38 @@ def test_gradients_reach_the_images_and_not_the_weights(lpips: LPIPS) -> None:
     assert a.grad[1:].any()
     assert all(p.grad is None and not p.requires_grad for p in lpips.parameters())
     assert not lpips.training
+
+
+def test_gradients_are_finite_where_no_feature_is_left() -> None:
+    """As on an even background: all ReLUs may be 0 there, and the slope of a root at 0 is infinite."""
+    weights = drawn_features("squeeze") | linear("squeeze")
+    dead = {name: value - 1000 * (name == "features.0.bias") for name, value in weights.items()}
+    a, b = (image.requires_grad_() for image in images(32, 32))
+    distance = LPIPS(dead, "squeeze")(a, b).sum()
+    distance.backward()
+    assert torch.isfinite(distance)
+    assert not a.grad.any()
+
+
+def test_low_precisions_keep_the_order_and_float64_is_kept(lpips: LPIPS, weights) -> None:
+    a, b = images()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = lpips(a, b).flatten()
+    torch.testing.assert_close(low, lpips(a, b).flatten(), rtol=0.05, atol=0.01)
+    high = LPIPS(weights, "alex").double()(a.double(), b.double())
+    assert high.dtype == torch.float64
+    torch.testing.assert_close(high.float(), lpips(a, b), rtol=1e-4, atol=1e-6)
+
+
+def test_its_parts() -> None:
+    """A mean over places; ImageNet's scale; a weighted sum over channels, with weights of the authors' name."""
+    x = torch.arange(24.0).view(2, 3, 2, 2)
+    assert spatial_average(x)[1, 2, 0, 0] == x[1, 2].mean()
+    grey = ScalingLayer()(torch.zeros(1, 3, 1, 1)).flatten()
+    torch.testing.assert_close(grey, torch.tensor([0.030 / 0.458, 0.088 / 0.448, 0.188 / 0.450]))
+    layer = NetLinLayer(3)
+    layer.load_state_dict({"model.1.weight": torch.tensor([1.0, 0.0, 2.0]).view(1, 3, 1, 1)})
+    torch.testing.assert_close(layer(x), x[:, :1] + 2 * x[:, 2:])
 
 
 @pytest.mark.parametrize("name", ["features.3.bias", "lin4.model.1.weight"])

@@ -131,7 +131,7 @@ def test_training_stops_after_so_many_and_what_was_good_stays(training, vqvae, t
 def test_figures_reach_tensorboard(training, vqvae, tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     training.run(vqvae(trackers=("tensorboard",), steps=6), tmp_path / "run")
-    [folder] = {path.parent for path in (tmp_path / "run" / "tracked").glob("events.*")}
+    [folder] = {path.parent for path in (tmp_path / "run" / "uldm").glob("events.*")}
     events = event_accumulator.EventAccumulator(str(folder)).Reload()
     lines = read_lines(tmp_path / "run" / "metrics.jsonl")
     tracked = [(event.step, event.value) for event in events.Scalars("loss")]

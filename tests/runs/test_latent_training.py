@@ -71,12 +71,12 @@ def test_latents_train_what_images_train(training, encoded, images, autoencoder,
     folder = encoded(model)
     data = {"kind": "images", "root": str(images), "size": 16, "flip": True}
     known = {"autoencoder": str(model), "scale_factor": read_index(folder).scale_factor}
-    spec = changed(ldm(log_every=1, steps=10, precision=precision), **known)
+    spec = changed(ldm(log_every=1, steps=6, precision=precision), **known)
     training.run(changed(spec, data=data), tmp_path / "images-run")
     shutil.rmtree(images)  # they are not opened any more
     training.run(changed(spec, latents=str(folder)), tmp_path / "latents-run")
     one, other = losses(tmp_path / "images-run"), losses(tmp_path / "latents-run")
-    assert len(one) == 10
+    assert len(one) == 6
     assert other == pytest.approx(one, abs=1e-5)
     runs = [resolve(str(tmp_path / name)).path for name in ("images-run", "latents-run")]
     first, second = (load_tensors(path, "backbone.") for path in runs)
@@ -135,10 +135,10 @@ def test_what_is_left_open_comes_from_the_cache(training, encoded, autoencoder, 
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(training, encoded, images, autoencoder, ldm, tmp_path):
-    spec = changed(ldm(), latents=str(encoded(autoencoder)))
+    spec = changed(ldm(steps=8), latents=str(encoded(autoencoder)))
     shutil.rmtree(images)
     training.run(spec, tmp_path / "whole")
-    training.interrupt(spec, tmp_path / "stopped", 7)
+    training.interrupt(spec, tmp_path / "stopped", 4)
     training.run(spec, tmp_path / "stopped")
     assert training.outcome(tmp_path / "stopped") == training.outcome(tmp_path / "whole")
 
@@ -147,11 +147,26 @@ def test_a_run_goes_on_where_the_autoencoder_was_trained_on(training, encoded, a
     """The reference leads to other weights by then; the run's own are still those that made the latents."""
     run = tmp_path / "autoencoder"
     shutil.copytree(autoencoder, run)
-    spec = changed(ldm(), autoencoder=str(run), latents=str(encoded(run)))
-    training.interrupt(spec, tmp_path / "run", 7)
-    shutil.rmtree(max((run / "checkpoints").iterdir()))
+    spec = changed(ldm(steps=4), autoencoder=str(run), latents=str(encoded(run)))
+    training.interrupt(spec, tmp_path / "run", 2)
+    shutil.rmtree(sorted((run / "checkpoints").iterdir())[-1])
     training.run(spec, tmp_path / "run")
-    assert training.steps_saved(tmp_path / "run")[-1] == training.STEPS
+    assert training.steps_saved(tmp_path / "run")[-1] == 4
+
+
+def test_an_autoencoder_that_was_moved_is_asked_for(training, encoded, autoencoder, ldm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Path(shutil.copytree(autoencoder, tmp_path / "autoencoder"))
+    folder = encoded(run)
+    run.rename(tmp_path / "moved")
+    hint = refused(
+        changed(ldm(), autoencoder=None, latents=str(folder)),
+        tmp_path / "run",
+        f"the autoencoder that made {folder} is not where it was: there is no model '{run}'",
+    )
+    assert hint == "Name it: autoencoder=PATH"
+    plan = ldm_train.plan(changed(ldm(), autoencoder=str(tmp_path / "moved"), latents=str(folder)), None, None)
+    assert plan.start == 0
 
 
 # What is refused

@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from uldm_cli.errors import ConfigError
+from uldm_cli.core.engine import Engine
+from uldm_cli.errors import ConfigError, UldmError, UsageError
 from uldm_cli.formats.native import load_tensors
 from uldm_cli.runs import vqvae_train
 from uldm_cli.runs.metrics import read_lines
@@ -94,3 +95,23 @@ def test_a_batch_that_processes_cannot_share_is_refused(vqvae, tmp_path, monkeyp
         "train.batch_size 8 cannot be shared out among 3 processes with 1 micro-batches each"
     )
     assert caught.value.hint == "Take 6 or 9"
+
+
+def test_half_of_what_a_launcher_sets_is_refused(training, vqvae, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UsageError) as caught:
+        training.run(vqvae(), tmp_path / "run")
+    missing = "LOCAL_RANK, MASTER_ADDR, MASTER_PORT"
+    assert caught.value.message == f"WORLD_SIZE is 2, but {missing} are not set"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_world_that_accelerate_does_not_see_is_refused(monkeypatch):
+    """The launcher says two; a state that was made before says one."""
+    Engine("cpu", "fp32")
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UldmError, match="the launcher started 2 processes, but accelerate sees 1, torch 1"):
+        Engine("cpu", "fp32")

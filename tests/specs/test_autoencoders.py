@@ -61,8 +61,7 @@ def test_what_does_not_fit_is_refused_in_one_line(kind: type[Published], overrid
     assert all(part in message for part in parts), message
 
 
-def test_only_what_has_a_codebook_is_trained() -> None:
-    spec = load_config(AutoencoderTraining, None, ["autoencoder=vq", "autoencoder.in_channels=1"])
-    assert spec.autoencoder == VQ(in_channels=1)
-    with pytest.raises(ConfigError, match=r"autoencoder=kl .*'kl' cannot be trained here.*Train 'vq' or 'vqvae'"):
-        load_config(AutoencoderTraining, None, ["autoencoder=kl"])
+@pytest.mark.parametrize(("kind", "autoencoder"), [("vq", VQ), ("kl", KL)])
+def test_published_kinds_are_trained(kind: str, autoencoder: type) -> None:
+    spec = load_config(AutoencoderTraining, None, [f"autoencoder={kind}", "autoencoder.in_channels=1"])
+    assert spec.autoencoder == autoencoder(in_channels=1)

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from uldm_cli.errors import ConfigError
-from uldm_cli.specs.autoencoder_training import AutoencoderTraining
+from uldm_cli.specs.autoencoder_training import LPIPS_SIDES, AutoencoderTraining, Discriminator, Loss
 from uldm_cli.specs.autoencoders import VQVAE
 from uldm_cli.specs.datasets import Images, Tiny
 from uldm_cli.specs.diffusion_training import DiffusionTraining, data_of
@@ -40,13 +40,30 @@ def test_defaults_fit_each_other():
         (["data.size=30"], "data.size=30 (command line): expected a multiple of 4, the autoencoder's factor, got 30"),
         (["autoencoder.in_channels=3"], "data.channels: expected 3, the channels of the autoencoder's images, got 1"),
         (["loss.lpips=1", "data.size=28"], "loss.lpips=1 (command line): takes images of 31 pixels or more"),
+        (["loss.lpips=1", "loss.lpips_net=vgg", "data.size=12"], "takes images of 16 pixels or more, and data.size is"),
+        (["loss.lpips_net=vgg16"], "expected 'alex', 'vgg' or 'squeeze'"),
+        (["freeze=encoder"], "freeze=encoder (command line): there is no trained encoder to leave as it is"),
+        (
+            ["adversarial.discriminator.kernels=[4,4]"],
+            "adversarial.discriminator.kernels=[4,4] (command line): expected 4 entries, one a convolution",
+        ),
+        (
+            ["adversarial={}", "data.size=8"],
+            "it is too deep for images of 8 pixels: its layers would make sides of 4, 2, 1, 0. Give it fewer channels",
+        ),
+        (
+            ["adversarial.discriminator.channels=[8,8]", "adversarial.discriminator.kernels=[32,4,1]"],
+            "its layers would make sides of 2, 1, 3",
+        ),
+        (["adversarial.discriminator.channels=[]"], "expected at least 1 item"),
+        (["adversarial.loss=wgan"], "expected 'hinge' or 'vanilla'"),
         (["optim.lr=0"], "optim.lr=0 (command line): expected a number greater than 0"),
         (["optim.lr=NaN"], "optim.lr=NaN (command line): expected a finite number"),
         (["optim.betas=[0.9,1]"], "optim.betas.1: expected a number less than 1, got 1"),
         (["optim.clip_norm=Infinity"], "expected a finite number"),
         ([f"train.seed={LARGEST_SEED + 1}"], f"expected a number of at most {LARGEST_SEED}"),
         (["train.steps=0"], "train.steps=0 (command line): expected a number greater than 0"),
-        (["train.precision=fp16"], "expected 'auto', 'fp32' or 'bf16'"),
+        (["train.precision=fp8"], "expected 'auto', 'fp32', 'bf16', 'fp16' or 'fp64'"),
         (["train.device=gpu"], "expected auto, cpu, mps, cuda, or cuda:1 and so on"),
         (["train.ema_decay=1"], "expected a number less than 1"),
         (["trian.steps=3"], "unknown key 'trian'. Did you mean 'train'?"),
@@ -59,6 +76,43 @@ def test_defaults_fit_each_other():
 )
 def test_what_an_autoencoder_cannot_be_trained_with(overrides, says):
     assert says in refusal(AutoencoderTraining, *overrides)
+
+
+def test_the_perceptual_distance_compares_grey_and_colour():
+    with pytest.raises(ValidationError, match=r"compares grey or colour images, and data.channels is 4"):
+        AutoencoderTraining(
+            autoencoder=VQVAE(in_channels=4), data=Images(root="x", channels=4), loss=Loss.model_validate({"lpips": 1})
+        )
+
+
+def test_the_smallest_images_of_the_perceptual_networks_are_the_cores():
+    from uldm_cli.core.lpips import BACKBONES
+
+    assert {name: backbone.smallest for name, backbone in BACKBONES.items()} == LPIPS_SIDES
+
+
+@pytest.mark.parametrize(
+    ("channels", "strides", "field"),
+    [((64,), [2, 1], 10), ((64, 128, 256), [2, 2, 2, 1], 46), ((64, 128, 256, 512), [2, 2, 2, 1, 1], 70)],
+)
+def test_a_discriminator_by_its_channels_alone(channels, strides, field):
+    """Three layers halve the size, the published way; the sides foretold are those that come out."""
+    import torch
+
+    spec = Discriminator(channels=channels)
+    assert [stride for _, stride, _ in spec.convolutions] == strides
+    built = spec.build(3)
+    assert built.receptive_field == field
+    assert built(torch.zeros(1, 3, 64, 64)).shape[2] == spec.sides(64)[-1]
+
+
+def test_an_adversarial_part_is_off_until_something_of_it_is_set():
+    assert AutoencoderTraining().adversarial is None
+    spec = load_config(AutoencoderTraining, None, ["adversarial.start=50", "adversarial.loss=vanilla"])
+    assert spec.adversarial is not None
+    built = spec.adversarial.build(1)
+    assert (built.start, built.loss, built.adaptive, built.weight) == (50, "vanilla", True, 0.5)
+    assert built.discriminator.main[0].in_channels == 1
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ InitFrom = Annotated[
     ),
 ]
 LABELS = {
+    "denoising": "denoising loss",
+    "vlb": "variational bound, bits a dimension",
     "epoch": "epochs",
     "l1": "mean absolute error",
     "l2": "mean squared error",
@@ -80,16 +82,19 @@ def add_train(app: typer.Typer, about: str, examples: str, command: str) -> None
         device: Device = None,
         precision: Precision = None,
     ) -> None:
+        from uldm_cli.specs.initial import init_reference
         from uldm_cli.specs.load import load_config, split_arguments
 
         runs: Any = import_module(f"uldm_cli.runs.{command.replace('-', '_')}")
         flags = {"batch_size": batch_size, "seed": seed, "device": device, "precision": precision}
         path, overrides = split_arguments(arguments or [])
+        reference = init_reference(path, overrides, init_from)
         spec = load_config(
             registry.load("commands", command),
             path,
             overrides,
-            {f"train.{name}": value for name, value in flags.items()},
+            {f"train.{name}": value for name, value in flags.items()} | {"init_from": init_from},
+            base=runs.base_config(reference) if reference else {},
         )
         plan = runs.plan(spec, outdir, path, resume=resume)
         if dry_run:

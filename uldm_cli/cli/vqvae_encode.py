@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uldm_cli import console, registry
-from uldm_cli.cli.options import Arguments, BatchSize, Command, Device, DryRun, Json, Outdir, Quiet
+from uldm_cli.cli.options import Arguments, BatchSize, Device, DryRun, Json, Outdir, ParallelCommand, Quiet
 
 if TYPE_CHECKING:
     from uldm_cli.runs.vqvae_encode import Preview, Result
@@ -40,7 +40,7 @@ Precision = Annotated[
 def add_to(app: typer.Typer) -> None:
     """Mounts the command."""
     about = "Encode images once, so that diffusion trains on the latents alone."
-    app.command(cls=Command, help=about, epilog=EXAMPLES)(encode)
+    app.command(cls=ParallelCommand, help=about, epilog=EXAMPLES)(encode)
 
 
 def encode(

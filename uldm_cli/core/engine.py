@@ -15,6 +15,7 @@ from uldm_cli.core import collectives
 from uldm_cli.core.device import pick_device, pick_dtype
 from uldm_cli.errors import UldmError, UsageError
 
+_LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _MIXED = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -28,7 +29,7 @@ class Engine:
         folder: the run's.
 
     Raises:
-        UsageError: several processes and a numbered device.
+        UsageError: several processes and a numbered device, or not all of what a launcher sets.
         UldmError: the launcher started several processes, and accelerate sees another number.
     """
 
@@ -38,6 +39,10 @@ class Engine:
         picked = pick_device(device)
         self.dtype = pick_dtype(precision, picked)
         launched = int(os.environ.get("WORLD_SIZE", "1"))
+        missing = [name for name in _LAUNCHED if name not in os.environ] if launched > 1 else []
+        if missing:
+            what = f"WORLD_SIZE is {launched}, but {', '.join(missing)} are not set"
+            raise UsageError(what, "Start the processes with torchrun or accelerate launch, or unset WORLD_SIZE")
         if picked.index is not None:
             if launched > 1:
                 hint = f"Name {picked.type}: every process takes one of its own"
@@ -104,10 +109,11 @@ class Engine:
         """Until every process is here."""
         self._accelerator.wait_for_everyone()
 
-    def begin_tracking(self, name: str, config: Mapping[str, Any]) -> None:
-        """Opens the trackers, if there are any. `config` maps names to plain values."""
+    def begin_tracking(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Opens the trackers, if there are any, for the run in a folder. `config` maps names to plain values."""
         if self._accelerator.log_with:
-            self._accelerator.init_trackers(name, config=dict(config))
+            wandb = {"dir": str(folder), "name": folder.name}
+            self._accelerator.init_trackers("uldm", config=dict(config), init_kwargs={"wandb": wandb})
 
     def track(self, values: Mapping[str, float], step: int) -> None:
         """Gives the trackers figures."""

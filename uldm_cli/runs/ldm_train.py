@@ -116,7 +116,13 @@ def _found(spec: DiffusionTraining) -> tuple[DiffusionTraining, ModelFile]:
         data = chosen_data(spec.data, file)
     else:
         index = read_index(Path(spec.latents))
-        reference, file = chosen_autoencoder(spec.autoencoder or index.reference)
+        try:
+            reference, file = chosen_autoencoder(spec.autoencoder or index.reference)
+        except ConfigError as e:
+            if spec.autoencoder is not None:
+                raise
+            what = f"the autoencoder that made {spec.latents} is not where it was: {e.message}"
+            raise ConfigError(what, "Name it: autoencoder=PATH") from e
         data = cached_data(Path(spec.latents), index, spec.data)
     return spec.model_copy(update={"autoencoder": reference, "data": data}), file
 

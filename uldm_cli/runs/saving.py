@@ -15,9 +15,11 @@ from uldm_cli.runs.ema import save_snapshot
 from uldm_cli.runs.metrics import Means
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from uldm_cli.runs.train import Job
+    from uldm_cli.specs.autoencoder_training import AutoencoderTraining
+    from uldm_cli.specs.diffusion_training import DiffusionTraining
+
+    Spec = AutoencoderTraining | DiffusionTraining
 
 STATE = "state.safetensors"
 STATE_KEY = "uldm-state"
@@ -37,7 +39,13 @@ class Progress:
     """The best value of the figure that `train.best` names."""
 
 
-def save_run(checkpoints: Checkpoints, job: "Job", config: "BaseModel", step: int, progress: Progress) -> Path | None:
+def save_run(
+    checkpoints: Checkpoints,
+    job: "Job",
+    config: "AutoencoderTraining | DiffusionTraining",
+    step: int,
+    progress: Progress,
+) -> Path | None:
     """Saves the model and everything that resuming needs, together. Every process calls it, and the main one writes.
 
     Raises:
@@ -66,7 +74,8 @@ def save_run(checkpoints: Checkpoints, job: "Job", config: "BaseModel", step: in
         write_safetensors(folder / STATE, state, {STATE_KEY: json.dumps(said)})
 
     try:
-        save_snapshot(checkpoints.folder.parent, step, trainer.profiles)
+        if step % config.train.save_every == 0 or step == config.train.steps:  # and not wherever it was stopped
+            save_snapshot(checkpoints.folder.parent, step, trainer.profiles)
         return checkpoints.save(step, write)
     except (OSError, UldmError) as e:
         hint = "What was saved before is whole: the same command goes on from there"

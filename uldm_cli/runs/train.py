@@ -241,7 +241,7 @@ class _Run:
             first = next(batches)  # images that cannot be read are found before anything is written
             if self.engine.main:
                 self._begin()
-            self.engine.begin_tracking("tracked", _flat(plan.config.model_dump(mode="json")))
+            self.engine.begin_tracking(plan.folder, _flat(plan.config.model_dump(mode="json")))
             stack.callback(self.engine.end_tracking)
             self.display = stack.enter_context(console.training(plan.train.steps, plan.start, self.job.title))
             self._logged, self._since, self._waited = plan.start, time.perf_counter(), 0.0
