@@ -16,9 +16,6 @@ from uldm_cli.specs.models import LatentDiffusionModel
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "compvis"
 CONFIGS = Path(__file__).parents[2] / "configs"
-DRAWABLE = [  # the others name an autoencoder that has to be trained first
-    path for path in sorted(CONFIGS.rglob("*.yaml")) if "autoencoder: outputs/" not in path.read_text()
-]
 SMALL = ("--dpi", "50")
 
 
@@ -53,10 +50,11 @@ def test_as_a_user_does_without_torch(uldm: Callable, tmp_path: Path) -> None:
     assert "2,599,663" in ended.out
 
 
-@pytest.mark.parametrize("path", DRAWABLE, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_every_config_is_drawn(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    expected = ["autoencoder", "unet"] if path.stem == "ldm" else ["autoencoder"]
-    assert [picture["part"] for picture in diagram(capsys, "--config", path)["pictures"]] == expected
+@pytest.mark.parametrize("name", ["fruits64/vqvae.yaml", "fruits64/ldm.yaml", "lsun-churches256/ldm.yaml"])
+def test_configs_are_drawn(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last with an autoencoder of the zoo, which is not here."""
+    expected = ["autoencoder", "unet"] if name.endswith("ldm.yaml") else ["autoencoder"]
+    assert [picture["part"] for picture in diagram(capsys, "--config", CONFIGS / name)["pictures"]] == expected
 
 
 @pytest.mark.parametrize("family", sorted(path.name for path in GOLDEN.iterdir()))
