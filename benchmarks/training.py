@@ -1,7 +1,7 @@
 """Training speed and memory against diffusers and `denoising_diffusion_pytorch`, in turns, as ratios.
 
 usage: python benchmarks/training.py [--case NAME]... [--precision fp32|bf16]... [--steps N] [--rounds N] [--threads N]
-                                      [--resuming] [--check]
+                                      [--busy] [--resuming] [--check]
 
     latents   the denoiser of fruits64 (9.2 M parameters) in latents of 4x16x16, 16 a batch
     pixels    a U-Net of 6 M parameters in images of 3x32x32, 16 a batch
@@ -12,7 +12,8 @@ Each trainer has a process of its own, which sleeps while it is not its turn; a 
 of median images/s: ours over the faster peer's, in the same precision, and ours in bfloat16 over the faster peer's in
 float32. Memory is the most that its process has held. diffusers' network is the same as ours; the other's is as large
 within 2 % (parameters, operations of a step), and has linear attention at the upper level. Everything but reading
-files is part of a step: noise, loss, gradient, its clipping, AdamW, the moving average.
+files is part of a step: noise, loss, gradient, its clipping, AdamW, the moving average. On a machine that does other
+things, threads wait for each other most of the time: take `--threads 1 --busy` there.
 
 `--resuming` measures instead what `uldm vqvae train` does, on a folder of pictures: seconds from its start to the
 first step's line of metrics, of a new run and of one that goes on in the middle of an epoch.
@@ -30,7 +31,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -45,8 +45,9 @@ CACHED = 3.0
 CASES = ("latents", "pixels", "vqvae", "cache")
 
 
-def serve(pipe: Connection, case: str, name: str, precision: str, threads: int) -> None:
+def serve(pipe: Connection, case: str, name: str, precision: str, threads: int, busy: bool) -> None:
     """In a process of its own: makes as many steps as it is told to, and says how many seconds they took."""
+    clock = time.process_time if busy else time.perf_counter
     import torch
     from trainers import CASES, TRAINERS
 
@@ -59,10 +60,10 @@ def serve(pipe: Connection, case: str, name: str, precision: str, threads: int) 
         return
     pipe.send((CASES[case].batch, sum(p.numel() for p in network.parameters())))
     for steps in iter(pipe.recv, 0):
-        began = time.perf_counter()
+        began = clock()
         for _ in range(steps):
             step()
-        pipe.send(time.perf_counter() - began)
+        pipe.send(clock() - began)
     pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
 
 
@@ -96,10 +97,10 @@ class Contestant:
         return float(self.pipe.recv())
 
 
-def begin(case: str, name: str, precision: str, threads: int) -> Contestant:
+def begin(case: str, name: str, precision: str, threads: int, busy: bool) -> Contestant:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, case, name, precision, threads), daemon=True)
+    process = context.Process(target=serve, args=(theirs, case, name, precision, threads, busy), daemon=True)
     process.start()
     theirs.close()  # so that a process which dies is noticed
     contestant = Contestant(name, precision, ours, process)
@@ -110,11 +111,13 @@ def begin(case: str, name: str, precision: str, threads: int) -> Contestant:
     return contestant
 
 
-def compete(case: str, precisions: Iterable[str], steps: int, rounds: int, threads: int) -> list[Contestant]:
+def compete(case: str, options: argparse.Namespace) -> list[Contestant]:
     """Every trainer of a case in every precision, in turns."""
     from trainers import TRAINERS
 
-    contestants = [begin(case, name, p, threads) for p in precisions for name in TRAINERS[case]]
+    names = [(name, precision) for precision in options.precision for name in TRAINERS[case]]
+    contestants = [begin(case, name, precision, options.threads, options.busy) for name, precision in names]
+    rounds, steps = options.rounds, options.steps
     with console.progress((rounds + 1) * len(contestants), f"measuring {case}", "turns") as progress:
         for number in range(rounds + 1):
             for contestant in contestants:
@@ -157,7 +160,7 @@ def speed(options: argparse.Namespace) -> bool:
     """Measures and shows the cases; whether all aims are met."""
     met = True
     for case in options.case or CASES:
-        contestants = compete(case, options.precision, options.steps, options.rounds, options.threads)
+        contestants = compete(case, options)
         found = gains(contestants) if case == "cache" else ratios(contestants)
         met &= all(ratio >= (aim(name) or 0) for name, ratio in found.items())
         rows = [
@@ -170,8 +173,8 @@ def speed(options: argparse.Namespace) -> bool:
             for c in contestants
         ]
         console.result(
-            {"case": case, "threads": options.threads, "trainers": data, "ratios": found},
-            title=f"training, {case}, {options.threads} threads",
+            {"case": case, "threads": options.threads, "busy": options.busy, "trainers": data, "ratios": found},
+            title=f"training, {case}, {options.threads} threads{', by the time of the processor' * options.busy}",
             columns=("trainer", "precision", "parameters", "images/s", "spread", "peak MB"),
             rows=rows,
             summary="; ".join(f"{ratio:.2f}: {name}" for name, ratio in found.items()),
@@ -258,6 +261,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2, help="a turn")
     parser.add_argument("--rounds", type=int, default=7, help="turns")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each trainer")
+    parser.add_argument("--busy", action="store_true", help="count the processor's time: other programs are running")
     parser.add_argument("--resuming", action="store_true", help="measure the start of runs instead")
     parser.add_argument("--check", action="store_true", help="exit 1 where an aim is missed")
     options = parser.parse_args()

@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from uldm_cli.core import collectives
-from uldm_cli.core.device import pick_device, pick_dtype
+from uldm_cli.core.device import keep_freed_memory, pick_device, pick_dtype
 from uldm_cli.errors import UldmError, UsageError
 
 _MIXED = {torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -43,6 +43,8 @@ class Engine:
                 hint = f"Name {picked.type}: every process takes one of its own"
                 raise UsageError(f"--device {device} is a single one, and there are {launched} processes", hint)
             torch.accelerator.set_device_index(picked.index)
+        if picked.type == "cpu":
+            keep_freed_memory()
         # Without cpu=True accelerate would start lone processes on a CPU, each with a run of its own.
         self._accelerator = Accelerator(
             cpu=picked.type == "cpu",
