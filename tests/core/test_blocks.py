@@ -74,7 +74,30 @@ def test_bfloat16_is_normalised_in_float32(weights: torch.dtype) -> None:
     out = layer(x)
     assert out.dtype == torch.bfloat16
     expected = F.group_norm(x.float(), 2, layer.weight.float(), layer.bias.float())
-    assert torch.equal(out, expected.bfloat16())
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out, expected.bfloat16(), rtol=2**-7, atol=2**-8)
+    with torch.no_grad():
+        assert torch.equal(layer(x), out)
+
+
+@pytest.mark.parametrize("size", [8, 40])
+def test_gradients_of_a_norm_in_bfloat16(size: int) -> None:
+    """Under autocast, of small maps and large ones: those of float32, rounded."""
+    layer = GroupNorm(2, 8)
+    torch.nn.init.normal_(layer.weight)
+    generator = torch.Generator().manual_seed(0)
+    x, upstream = (
+        torch.randn(2, 8, size, size, generator=generator).bfloat16().contiguous(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    wanted = (x.requires_grad_(), layer.weight, layer.bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+    found = torch.autograd.grad(out, wanted, upstream)
+    expected = torch.autograd.grad(F.group_norm(x.float(), 2, layer.weight, layer.bias), wanted, upstream.float())
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    for ours, exact in zip(found, expected, strict=True):
+        assert (ours.float() - exact.float()).norm() < 0.004 * exact.float().norm()
 
 
 def test_float32_is_normalised_as_torch_does() -> None:
@@ -131,6 +154,18 @@ def test_attention_in_bfloat16(queries: int, keys: int) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 5, length, 16, generator=generator) for length in (queries, keys, keys))
     exact = F.scaled_dot_product_attention(q, k, v)
-    error = attention(q.bfloat16(), k.bfloat16(), v.bfloat16()).float() - exact
+    with torch.no_grad():
+        error = attention(q.bfloat16(), k.bfloat16(), v.bfloat16()).float() - exact
     assert error.std() < 0.01 * exact.std()
     torch.testing.assert_close(attention(q, k, v), exact)
+
+
+def test_gradients_of_attention_in_bfloat16() -> None:
+    generator = torch.Generator().manual_seed(0)
+    upstream = torch.randn(1, 5, 64, 16, generator=generator)
+    exact = [torch.randn(1, 5, length, 16, generator=generator).requires_grad_() for length in (64, 30, 30)]
+    rounded = [x.detach().bfloat16().requires_grad_() for x in exact]
+    expected = torch.autograd.grad(F.scaled_dot_product_attention(*exact), exact, upstream)
+    found = torch.autograd.grad(attention(*rounded), rounded, upstream.bfloat16())
+    for ours, wanted in zip(found, expected, strict=True):
+        assert (ours.float() - wanted).norm() < 0.02 * wanted.norm()

@@ -1,5 +1,8 @@
 """Where and in what precision to compute."""
 
+import ctypes
+import sys
+
 import torch
 
 from uldm_cli.errors import UsageError
@@ -53,3 +56,18 @@ def _has_native_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # Without these instructions PyTorch emulates bfloat16 on a CPU, slower than float32.
     return device.type == "cpu" and (_cpu_has("_is_avx512_bf16_supported") or _cpu_has("_is_amx_tile_supported"))
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep the memory of freed tensors, where glibc would give it back and ask for it in every step.
+
+    On a CPU that is 5 to 10 % of the time of a training step, and memory is used again instead of new: its peak stays.
+    Elsewhere than in glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 2**30)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
