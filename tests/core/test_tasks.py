@@ -85,4 +85,4 @@ def test_codebook_figures_are_of_the_epoch_and_steps_reach_the_codebook() -> Non
     assert logs["perplexity"] == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)))
     assert logs["usage"] == len(shares) / 16
     task.start_epoch()
-    assert task.codebook_logs() == {"perplexity": 1.0, "usage": 0.0}
+    assert task.codebook_logs() == {"entropy": 0.0, "perplexity": 1.0, "usage": 0.0}

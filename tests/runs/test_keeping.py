@@ -47,7 +47,7 @@ def test_the_best_is_remembered_by_a_run_that_goes_on(training, vqvae, tmp_path)
 def test_a_figure_that_does_not_exist_is_told_and_nothing_is_best(training, vqvae, tmp_path, capsys):
     training.run(vqvae(best="fid"), tmp_path / "run")
     said = capsys.readouterr().err
-    assert said.count("warning: train.best=fid: no checkpoint is the best, for there is no such figure yet, but") == 1
+    assert said.count("warning: train.best=fid: no checkpoint is the best, as there is no such figure yet, but") == 1
     assert "psnr" in said
     assert not (tmp_path / "run" / "checkpoints" / "best").is_symlink()
 

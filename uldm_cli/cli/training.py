@@ -49,6 +49,7 @@ LABELS = {
     "logits_real": "logits of images",
     "logits_fake": "logits of reconstructions",
     "psnr": "PSNR, dB",
+    "entropy": "entropy of the codes, bits",
     "perplexity": "perplexity of the codes",
     "usage": "codes used, %",
     "lr": "learning rate",
@@ -186,7 +187,7 @@ def _rows(line: "Line") -> list[tuple[str, float]]:
             rows.append((label + epoch, 100 * value))
         elif name == "data_wait":
             rows.append((label, 100 * value))
-        elif name == "perplexity":
+        elif name in ("entropy", "perplexity"):
             rows.append((label + epoch, value))
         elif name != "counted_epoch":
             rows.append((label, value))

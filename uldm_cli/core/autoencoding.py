@@ -20,7 +20,7 @@ from uldm_cli.core.losses import (
     with_gradient,
 )
 from uldm_cli.core.lpips import LPIPS
-from uldm_cli.core.quantizers import perplexity, usage
+from uldm_cli.core.quantizers import entropy, perplexity, usage
 from uldm_cli.core.training import Task
 from uldm_cli.errors import ConfigError, UldmError, UsageError
 
@@ -231,11 +231,11 @@ class AutoencoderTask(Task):
         return not (self.variational or self.frozen)
 
     def codebook_logs(self) -> dict[str, float]:
-        """Perplexity and share of used codes since the epoch began; nothing where no codebook is trained."""
+        """Entropy, perplexity and share of used codes since the epoch began; nothing where no codebook is trained."""
         if not self._counts_codes:
             return {}
         counts = self.model.quantize.epoch_counts
-        return {"perplexity": float(perplexity(counts)), "usage": float(usage(counts))}
+        return {figure.__name__: float(figure(counts)) for figure in (entropy, perplexity, usage)}
 
     def start_epoch(self) -> None:
         if self._counts_codes:

@@ -209,9 +209,8 @@ class Trainer:
         if norm <= allowed:
             return None
         usual.add(allowed)  # should the gradients stay so large, they become the usual ones
-        return Fault(
-            f"the gradient of '{phase}' has the norm {norm:.3g}, where {usual.mean:.3g} is usual", spoilt=False
-        )
+        what = f"the gradient of '{phase}' has the norm {norm:.3g}, more than {allowed:.3g}"
+        return Fault(f"{what}, which is {limit:g} times the usual", spoilt=False)
 
     def _update(self, phase: str, lr: float, norm: float) -> None:
         optimizer = self._prepared[phase][1]

@@ -395,9 +395,9 @@ class _Run:
             if is_better(name, figures[name], progress.best):
                 progress.best, progress.best_step, self._improved = figures[name], step, True
         elif name not in self.job.epoch_logs():
-            there = f"there are: {', '.join(sorted(figures | self.job.epoch_logs()))}"
+            known = ", ".join(sorted(figures | self.job.epoch_logs()))
             self._tell_once(
-                f"train.best={name}: there is no such figure yet, and no checkpoint is the best; {there}", name
+                f"train.best={name}: no checkpoint is the best, for there is no such figure yet, but {known}"
             )
 
     def _good_means(self, step: int) -> Line:
