@@ -25,9 +25,9 @@ from uldm_cli.runs.outdir import default_outdir
 from uldm_cli.runs.preview import Preview
 from uldm_cli.runs.preview import preview as make_preview
 from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, make_plan, train
-from uldm_cli.runs.trained_on import chosen_autoencoder, chosen_data
+from uldm_cli.runs.trained_on import chosen_autoencoder, chosen_data, images_of
 from uldm_cli.runs.vqvae_train import squeezed
-from uldm_cli.specs.diffusion_training import DiffusionTraining, data_of
+from uldm_cli.specs.diffusion_training import DiffusionTraining
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel
 
 if TYPE_CHECKING:
@@ -141,16 +141,10 @@ def base_config(reference: str) -> dict[str, Any]:
     if model.conditioning is not None:
         what = f"{file.name} needs a condition ({model.conditioning}), and training gives none yet"
         raise ConfigError(what, "Begin with an unconditional model")
-    try:
-        data = data_of(file.header.training, file.name)
-    except ConfigError:  # of a plugin that is not here: whoever trains names images anyhow
-        data = None
-    channels, size, _ = model.image_shape
-    images = {"kind": "images", "size": size, "channels": channels} if data is None else data.model_dump(mode="json")
     kept = model.model_dump(
         mode="json", include={"backbone", "schedule", "target", "learned_variance", "scale_factor", "sample"}
     )
-    return {"init_from": reference, "autoencoder": reference, "data": images, **kept}
+    return {"init_from": reference, "autoencoder": reference, "data": images_of(file, model), **kept}
 
 
 @dataclass(frozen=True)

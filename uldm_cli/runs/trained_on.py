@@ -1,11 +1,14 @@
 """Which autoencoder is meant where none is named, and which images go with it."""
 
+from typing import Any
+
 from uldm_cli import console
 from uldm_cli.errors import ConfigError
 from uldm_cli.runs.models import ModelFile, newest_autoencoder, resolve
 from uldm_cli.runs.outdir import OUTPUTS
 from uldm_cli.specs.datasets import Dataset
 from uldm_cli.specs.diffusion_training import data_of
+from uldm_cli.specs.models import Model
 
 
 def chosen_autoencoder(reference: str | None) -> tuple[str, ModelFile]:
@@ -37,3 +40,13 @@ def chosen_data(data: Dataset | None, file: ModelFile) -> Dataset:
         what = f"{file.name} does not say which images it was trained on"
         raise ConfigError(what, "Name them, as in data=images data.root=FOLDER")
     return found
+
+
+def images_of(file: ModelFile, model: Model) -> dict[str, Any]:
+    """The images that a model was trained on, as a config; where it does not tell, a folder of such images."""
+    try:
+        data = data_of(file.header.training, file.name)
+    except ConfigError:  # of a plugin that is not here: whoever trains names images anyhow
+        data = None
+    channels, size, _ = model.image_shape
+    return {"kind": "images", "size": size, "channels": channels} if data is None else data.model_dump(mode="json")

@@ -14,6 +14,7 @@ from uldm_cli.runs.perceptual import Backbone, Metric, Settings, load_metric
 from uldm_cli.runs.preview import Preview
 from uldm_cli.runs.preview import preview as make_preview
 from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, make_plan, open_images, train
+from uldm_cli.runs.trained_on import images_of
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining, Loss
 from uldm_cli.specs.models import AutoencoderModel
 
@@ -40,15 +41,17 @@ def plan(
 
 
 def base_config(reference: str) -> dict[str, Any]:
-    """What a training takes over from the model that it begins with, as a config below all others: its autoencoder.
+    """What a training takes over from the model that it begins with, as a config below all others.
+
+    That is its autoencoder, and the images that it was trained on, if it tells them.
 
     Raises:
         ConfigError: there is no such model.
     """
-    config = model_config(resolve(reference, "autoencoder"), AutoencoderModel)
-    channels, size, _ = config.image_shape
-    images = {"kind": "images", "size": size, "channels": channels}
-    return {"init_from": reference, "autoencoder": config.autoencoder.model_dump(mode="json"), "data": images}
+    file = resolve(reference, "autoencoder")
+    model = model_config(file, AutoencoderModel)
+    images = images_of(file, model)
+    return {"init_from": reference, "autoencoder": model.autoencoder.model_dump(mode="json"), "data": images}
 
 
 def preview(plan: Plan[AutoencoderTraining]) -> Preview:
