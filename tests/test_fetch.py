@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import http.client
+import subprocess
+import sys
 import urllib.request
 from io import BytesIO
 from pathlib import Path
@@ -28,6 +30,47 @@ def test_downloads_once(server: Any, tmp_path: Path) -> None:
     assert target.read_bytes() == CONTENT
     assert len(server.requests) == 1
     assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from uldm_cli.fetch import fetch
+fetch([sys.argv[1]], Path(sys.argv[2]), description="the thing")
+"""
+
+
+def test_of_several_processes_one_downloads(server: Any, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FETCH, server.url("file"), str(tmp_path / "file")]
+    with fetch.alone(tmp_path / "file.lock", "is the test"):
+        started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+        said = [process.stderr.readline() for process in started if process.stderr]
+        assert not server.requests
+    assert said == ["waiting for another process, which downloads the thing\n"] * 3
+    for process in started:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert len(server.requests) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_lock_of_a_killed_process_locks_nothing(server: Any, tmp_path: Path) -> None:
+    (tmp_path / "file.lock").touch()
+    get(tmp_path / "file", server.url("file"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_disks_without_locks(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: Any, how: int) -> None:
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    number = errno.ENOLCK
+    get(tmp_path / "file", server.url("file"))
+    number = errno.EIO
+    with pytest.raises(UldmError, match=r"cannot be stored at .*other \(no locks\)"):
+        get(tmp_path / "other", server.url("file"))
 
 
 def test_resumes_after_broken_connections(server: Any, tmp_path: Path) -> None:

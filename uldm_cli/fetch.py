@@ -3,14 +3,16 @@
 ULDM_OFFLINE=1 forbids it to reach for the network. Only http and https are spoken, redirects included.
 """
 
+import errno
 import hashlib
 import http.client
 import json
 import os
 import re
+import sys
 import urllib.request
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO
@@ -56,7 +58,8 @@ def fetch(
     """Downloads a file unless it is there, and puts it in place only when complete and right.
 
     What arrives lies in `<destination>.part`, and what the server said of it in `<destination>.part.json`. A later call
-    resumes it where a checksum can prove the result, or where the server says that its file is still the same.
+    resumes it where a checksum can prove the result, or where the server says that its file is still the same. Of
+    several processes that want it one downloads, and the others wait; see `alone`.
 
     Args:
         urls: the file's addresses, tried in turn.
@@ -84,18 +87,70 @@ def fetch(
     reasons = []
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        for url in urls:
-            try:
-                _download(url, part, description, size)
-                part.check(sha256, md5, size)
-            except _Failed as failure:
-                reasons.append(f"{urlsplit(url).hostname}: {failure}")
-            else:
-                part.put_in_place()
-                return destination
+        with alone(destination.with_name(destination.name + ".lock"), f"downloads {description}"):
+            for url in urls:
+                if destination.exists():  # another process brought it
+                    return destination
+                try:
+                    _download(url, part, description, size)
+                    part.check(sha256, md5, size)
+                except _Failed as failure:
+                    reasons.append(f"{urlsplit(url).hostname}: {failure}")
+                else:
+                    part.put_in_place()
+                    return destination
     except OSError as error:
         raise UldmError(f"{description} cannot be stored at {destination} ({error.strerror or error})") from error
     raise UldmError(f"{description} could not be downloaded ({'; '.join(reasons)})", by_hand)
+
+
+@contextmanager
+def alone(lock: Path, what: str) -> Iterator[None]:
+    """Holds a lock file while the block runs. Other processes that come to it wait, and look again what is to be done.
+
+    The file goes at the end. That of a killed process stays, but locks nothing. Windows and some network disks have no
+    such locks: there nobody waits.
+
+    Args:
+        lock: the file, in a folder that exists.
+        what: what those who wait say that another process does: "downloads X".
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    while True:
+        with lock.open("wb") as file:
+            _acquire(file, what)
+            if not _is_open(file, lock):
+                continue  # who had it has removed it
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _acquire(file: BinaryIO, what: str) -> None:
+    import fcntl  # Windows has none
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        console.note(f"waiting for another process, which {what}")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
+
+
+def _is_open(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file is still the one at its path."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The published sets, each as a small copy made here in the layout that its authors give it."""
 
 import io
-import os
 import re
+import runpy
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from uldm_cli import registry
-from uldm_cli.core.data import FileImages, ImageSet, sequential, stream
+from uldm_cli.core.data import FileImages, sequential, stream
 from uldm_cli.errors import ConfigError, UldmError, UsageError
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.base import spec_class
@@ -30,43 +30,8 @@ from uldm_cli.specs.datasets.imagenet import ImageNet
 from uldm_cli.specs.load import load_config
 
 datasets = pytest.importorskip("datasets")
-
-
-def pixels(number: int, width: int = 16, height: int = 16) -> np.ndarray:
-    return np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def encoded(number: int, format: str = "PNG", width: int = 16, height: int = 16) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels(number, width, height)).save(
-        file, format, **({"lossless": True} if format == "WEBP" else {})
-    )
-    return file.getvalue()
-
-
-def tar(files: dict[str, bytes]) -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as archive:
-        for name, body in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(body)
-            archive.addfile(member, io.BytesIO(body))
-    return content.getvalue()
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    return folder
-
-
-def shows(data: ImageSet, *numbers: int) -> bool:
-    """Whether the set has the images of these numbers, in this order."""
-    return len(data) == len(numbers) and all(
-        np.array_equal(data[i][0].permute(1, 2, 0), pixels(number, data.size, data.size))
-        for i, number in enumerate(numbers)
-    )
+PICTURES = runpy.run_path(str(Path(__file__).parent / "pictures.py"))
+pixels, encoded, write, shows = (PICTURES[name] for name in ("pixels", "encoded", "write", "shows"))
 
 
 # CIFAR-10
@@ -162,6 +127,28 @@ def test_celeba_splits_and_window(tmp_path: Path) -> None:
                 assert data[i][1] == -1
     whole = CelebA(root=str(folder), size=178, window=178).build()
     assert np.array_equal(whole[0][0].permute(1, 2, 0), pixels(1, 178, 218)[20:198])
+
+
+def test_celeba_at_random_places_of_the_window(tmp_path: Path) -> None:
+    data = CelebA(root=str(celeba(tmp_path)), size=130, resize="none", crop="random").build()
+    window = pixels(1, 178, 218)[39:179, 19:159]
+    assert np.array_equal(data.sample(0, 0)[0].permute(1, 2, 0), window[:130, :130])
+    assert np.array_equal(data.sample(0, 11 * 11 - 1)[0].permute(1, 2, 0), window[10:, 10:])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("size=176", "resize=none"), r"data\.size=176 .*: expected at most 140, the window.*got 176"),
+        (("size=64", "crop=random"), r"data\.crop=random .*: expected center: the square is the whole window"),
+        (("size=64", "window=178", "crop=random"), r"data\.crop=random .*: expected center"),
+        (("size=140", "resize=none", "crop=random"), r"data\.crop=random .*: expected center"),
+    ],
+)
+def test_celeba_with_settings_that_do_nothing(given: tuple[str, ...], message: str) -> None:
+    words = ["autoencoder=vqvae", "data=celeba", "data.root=x", *(f"data.{word}" for word in given)]
+    with pytest.raises(ConfigError, match=message):
+        load_config(AutoencoderTraining, None, words)
 
 
 def test_celeba_with_parts_missing(tmp_path: Path) -> None:
@@ -273,120 +260,6 @@ def test_damaged_lmdb(tmp_path: Path) -> None:
         LSUN(root=str(tmp_path / "x_lmdb")).build()
 
 
-# ImageNet
-
-TRAIN = {
-    "n01440764": {"n01440764_1.JPEG": encoded(1), "n01440764_2.JPEG": encoded(2)},
-    "n01443537": {"n01443537_9.JPEG": encoded(3)},
-}
-VALIDATION = {"ILSVRC2012_val_00000001.JPEG": encoded(4), "ILSVRC2012_val_00000002.JPEG": encoded(5)}
-SYNSETS = b"ILSVRC2012_val_00000001.JPEG n01443537\nILSVRC2012_val_00000002.JPEG n01440764\n"
-ARCHIVES = {
-    "ILSVRC2012_img_train.tar": tar({f"{synset}.tar": tar(files) for synset, files in TRAIN.items()}),
-    "ILSVRC2012_img_val.tar": tar(VALIDATION),
-}
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache/autoencoders/data"
-
-
-def test_imagenet_is_extracted_once(tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = write(tmp_path / "archives", ARCHIVES)
-    data = ImageNet(root=str(root), size=16).build()
-    assert shows(data, 1, 2, 3)
-    assert [data[i][1] for i in range(3)] == [0, 0, 1]
-    assert data.classes == ("n01440764", "n01443537")
-    place = cache / "ILSVRC2012_train"
-    names = ["data/n01440764/n01440764_1.JPEG", "data/n01440764/n01440764_2.JPEG", "data/n01443537/n01443537_9.JPEG"]
-    found = sorted(p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file())
-    assert found == [".ready", *names, "filelist.txt"]
-    assert (place / "filelist.txt").read_text().splitlines() == [name.removeprefix("data/") for name in names]
-    said = capsys.readouterr().err
-    assert "extracting ILSVRC2012_img_train.tar" in said
-    assert "2 classes, and ImageNet 1,000" in said
-    for file in root.iterdir():
-        file.unlink()
-    for again in (ImageNet(size=16), ImageNet(root=str(root), size=16)):
-        assert shows(again.build(), 1, 2, 3)
-    assert "extracting" not in capsys.readouterr().err
-
-
-def test_imagenet_goes_on_where_it_was_killed(tmp_path: Path, cache: Path) -> None:
-    place = cache / "ILSVRC2012_train/data"
-    write(place, {"n01440764/kept.JPEG": encoded(7), ".n01443537.1/half.JPEG": b"half"})
-    root = write(tmp_path / "archives", ARCHIVES)
-    assert shows(ImageNet(root=str(root), size=16).build(), 7, 3)
-    assert sorted(os.listdir(place)) == ["n01440764", "n01443537"]
-
-
-def test_imagenet_validation_needs_the_classes(tmp_path: Path, cache: Path) -> None:
-    root = write(tmp_path / "archives", ARCHIVES)
-    spec = ImageNet(root=str(root), split="validation", size=16)
-    with pytest.raises(ConfigError, match=r"no validation_synset\.txt beside it\. It has a line"):
-        spec.build()
-    (root / "validation_synset.txt").write_bytes(SYNSETS + b"ILSVRC2012_val_00000003.JPEG n01440764\n")
-    with pytest.raises(ConfigError, match=r"is not whole: ILSVRC2012_val_00000003\.JPEG"):
-        spec.build()
-    (root / "validation_synset.txt").write_bytes(SYNSETS + b"x y\n")
-    with pytest.raises(ConfigError, match=r"validation_synset\.txt line 3"):
-        spec.build()
-    assert not (cache / "ILSVRC2012_validation/.ready").exists()
-    (root / "validation_synset.txt").write_bytes(SYNSETS)
-    data = spec.build()
-    assert shows(data, 5, 4)
-    assert [data[i][1] for i in range(2)] == [0, 1]
-    assert (cache / "ILSVRC2012_validation/.ready").exists()
-
-
-@pytest.mark.parametrize("below", [".", "train"])
-def test_imagenet_that_is_extracted_already(below: str, tmp_path: Path, cache: Path) -> None:
-    for synset, files in TRAIN.items():
-        write(tmp_path / "own" / below / synset, files)
-    assert shows(ImageNet(root=str(tmp_path / "own"), size=16).build(), 1, 2, 3)
-    assert not cache.exists()
-
-
-def link(name: str, target: str) -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as archive:
-        member = tarfile.TarInfo(name)
-        member.type, member.linkname = tarfile.SYMTYPE, target
-        archive.addfile(member)
-    return content.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (tar({"../n01440764.tar": tar({})}), "expected archives such as"),
-        (tar({"n01440764.tar": tar({"../../evil.JPEG": b"x"})}), "expected plain files without folders"),
-        (tar({"n01440764.tar": tar({"/evil.JPEG": b"x"})}), "expected plain files without folders"),
-        (tar({"n01440764.tar": link("a.JPEG", "/etc/passwd")}), "expected plain files without folders"),
-        (link("n01440764.tar", "/etc/passwd"), "expected archives such as"),
-        (tar({"n01440764.tar": b"no archive" * 100}), "is truncated or damaged"),
-        (ARCHIVES["ILSVRC2012_img_train.tar"][:3000], "is truncated or damaged"),
-        (b"no archive" * 100, "is truncated or damaged"),
-        (ARCHIVES["ILSVRC2012_img_val.tar"], "expected archives such as"),
-    ],
-)
-def test_hostile_and_damaged_archives(content: bytes, message: str, tmp_path: Path, cache: Path) -> None:
-    root = write(tmp_path / "archives", {"ILSVRC2012_img_train.tar": content})
-    with pytest.raises(ConfigError, match=message) as caught:
-        ImageNet(root=str(root)).build()
-    assert "\n" not in str(caught.value)
-    assert not (cache / "ILSVRC2012_train/.ready").exists()
-    assert not list(tmp_path.rglob("evil*"))
-
-
-def test_imagenet_that_is_nowhere(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(ConfigError, match=r"ILSVRC2012_train does not hold ImageNet's train images\. Give data\.root"):
-        ImageNet().build()
-    assert not cache.exists()
-
-
 # Hugging Face
 
 
@@ -446,6 +319,14 @@ def test_hub_with_something_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quiet_hub")
+@pytest.mark.parametrize("labels", [[["a"], ["b", "c"], [], None], [{"a": 1}, {"a": 2}, {"a": 3}, None]])
+def test_hub_labels_that_are_several(labels: list[Any], tmp_path: Path) -> None:
+    table(labels, name=["w", "x", "y", "z"]).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(ConfigError, match=r"column kind of .*not hold one number or text a row.*that do: name$"):
+        HuggingFace(name=str(tmp_path / "saved"), label="kind", size=16).build()
+
+
+@pytest.mark.usefixtures("quiet_hub")
 def test_hub_rows_without_an_image_are_skipped_by_name(tmp_path: Path) -> None:
     rows = {"image": [{"bytes": encoded(0), "path": None}, None, {"bytes": b"broken", "path": None}]}
     datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "saved"))
@@ -465,6 +346,7 @@ def ones_own(path: Path) -> Images:
     return Images(root=str(path / "own"), size=16, crop="random")
 
 
+CLASSES = {f"n0144076{i % 2}/{i}.JPEG": encoded(i) for i in range(4)}
 EVERY: dict[str, Callable[[Path], Any]] = {
     "images": ones_own,
     "tiny": lambda path: Tiny(),
@@ -473,7 +355,7 @@ EVERY: dict[str, Callable[[Path], Any]] = {
     "celebahq": lambda path: CelebAHQ(root=str(write(path / "hq", {f"{i}.npy": npy(i) for i in range(4)})), size=16),
     "ffhq": lambda path: FFHQ(root=str(write(path / "f", {f"{i}.png": encoded(i) for i in range(4)})), size=16),
     "lsun": lambda path: LSUN(root=str(lsun(path)), size=16),
-    "imagenet": lambda path: ImageNet(root=str(write(path / "archives", ARCHIVES)), size=16),
+    "imagenet": lambda path: ImageNet(root=str(write(path / "classes", CLASSES)), size=16),
     "hf": lambda path: HuggingFace(name=str(hub_parquet(path)), size=16),
 }
 
@@ -491,7 +373,7 @@ def test_the_page_about_data_names_every_kind_and_its_commands_are_right() -> No
 
 
 @pytest.mark.parametrize("kind", EVERY)
-@pytest.mark.usefixtures("cache", "quiet_hub")
+@pytest.mark.usefixtures("quiet_hub")
 def test_every_kind_goes_on_where_it_stopped(kind: str, tmp_path: Path) -> None:
     """Also with batches larger than the data, which the epochs then run through."""
     spec = EVERY[kind](tmp_path)

@@ -36,7 +36,8 @@ def open_hub(
         offline: use what is on this machine only, here and wherever this process asks the hub.
 
     Raises:
-        ConfigError: the package is not installed, the data set cannot be had, or has no such split or column.
+        ConfigError: the package is not installed, the data set cannot be had, has no such split or column, or a row
+            has more than one label.
     """
     datasets = optional("datasets", "To read a data set of Hugging Face")
     if offline:  # for the whole process; both packages read their environment once, when they are imported
@@ -52,6 +53,10 @@ def open_hub(
         raise ConfigError(f"{name} has no image column {image or 'that is the only one'}", f"There are: {choice}")
     if label is not None and label not in kinds:
         raise ConfigError(f"{name} has no column {label}", f"There are: {', '.join(kinds)}")
+    if label is not None and not isinstance(kinds[label], datasets.Value | datasets.ClassLabel):
+        single = [column for column, kind in kinds.items() if isinstance(kind, datasets.Value | datasets.ClassLabel)]
+        what = f"column {label} of {name} does not hold one number or text a row, but {type(kinds[label]).__name__}"
+        raise ConfigError(what, f"Those that do: {', '.join(single) or 'none, so leave data.label out'}")
     rows = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     labels, classes = _labels(table, label) if label else ([-1] * len(table), [])
     return FileImages(_Rows(rows, image), [f"row {i}" for i in range(len(rows))], labels, classes, preparation)

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from uldm_cli.errors import ConfigError
+from uldm_cli.specs.base import problem
 from uldm_cli.specs.datasets.base import CHANNELS, SIZE, Prepared, Published, listed
 
 if TYPE_CHECKING:
@@ -72,6 +73,16 @@ class CelebA(Prepared):
     )
     size: int = Field(64, ge=8, le=4096, description=SIZE)
     channels: Literal[1, 3] = Field(3, description=CHANNELS)
+
+    @model_validator(mode="after")
+    def _window_has_room(self) -> "CelebA":
+        if self.resize == "none" and self.size > self.window:
+            text = f"expected at most {self.window}, the window, as resize=none does not enlarge it; got {self.size}"
+            raise problem(text, "Choose a filter, such as resize=lanczos, or a larger window", path="size")
+        if self.crop == "random" and (self.resize != "none" or self.size == self.window):
+            text = "expected center: the square is the whole window, which has one place"
+            raise problem(text, "For random places take resize=none and a size below the window", path="crop")
+        return self
 
     def build(self) -> "ImageSet":
         from uldm_cli.core.data import open_files

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from uldm_cli import console
+from uldm_cli import console, fetch
 from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.specs.datasets.base import CHANNELS, SIZE, Prepared
 
@@ -22,6 +22,8 @@ SYNSETS = "validation_synset.txt"
 _CLASSES = 1000
 _SYNSET = re.compile(r"n\d{8}")
 _PICTURE = re.compile(r"\w[\w.-]*")
+_UNFINISHED = re.compile(r"\.[\w.-]+\.\d+")  # the name and the process
+_END = bytes(2 * tarfile.BLOCKSIZE)
 
 
 class ImageNet(Prepared):
@@ -54,18 +56,21 @@ class ImageNet(Prepared):
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         target = home / "autoencoders" / "data" / f"ILSVRC2012_{self.split}"
         root = Path(self.root).expanduser() if self.root else target
+        name = self.archives[self.split]
+        hint = f"Give data.root=FOLDER with {name}, from image-net.org; or with the class folders, n01440764, ..."
+        if self.root and not root.exists():
+            raise ConfigError(f"{root} does not exist", hint)
+        own = root.resolve() not in (target.resolve(), (target / "data").resolve())
         below = {"train": ("train",), "validation": ("validation", "val")}[self.split]
-        for folder in (root, *(root / name for name in below)):
-            if folder != target and _is_sorted(folder):
+        for folder in (root, *(root / part for part in below)):
+            if own and _is_sorted(folder):
                 return folder
-        if not (target / ".ready").exists():
-            name = self.archives[self.split]
-            archive = next((file for file in (root, root / name, target / name) if file.is_file()), None)
-            if archive is None:
-                hint = (
-                    f"Give data.root=FOLDER with {name}, from image-net.org; or with the class folders, n01440764, ..."
-                )
-                raise ConfigError(f"{root} does not hold ImageNet's {self.split} images", hint)
+        places = (root / name, *([root] if root.name == name else [])) if own else (target / name,)
+        archive = next((place for place in places if place.is_file()), None)
+        ready = (target / ".ready").exists()
+        if archive is None and (own or not ready):
+            raise ConfigError(f"{root} does not hold ImageNet's {self.split} images", hint)
+        if archive is not None and not ready:
             extract(archive, target, validation=self.split == "validation")
         return target / "data"
 
@@ -81,42 +86,71 @@ def _is_sorted(folder: Path) -> bool:
 def extract(archive: Path, target: Path, *, validation: bool) -> None:
     """Extracts one of ImageNet's archives to class folders in `target/data`; the file `target/.ready` is made last.
 
-    Killed, it goes on where it was. Only plain files are written, into folders and under names that it checks.
+    Killed, it goes on where it was. Of several processes one extracts, and the others wait. Only plain files are
+    written, into folders and under names that it checks.
 
     Raises:
         ConfigError: the archive is damaged or not ImageNet's; or the validation images' classes are nowhere.
         UldmError: it cannot be written, for want of room, say.
     """
-    size = archive.stat().st_size
     try:
         (target / "data").mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(target).free
-        if free < size and not any((target / "data").iterdir()):
-            what = f"{archive} does not fit into {target}: it has {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
-            raise UldmError(what, "Make room, or set XDG_CACHE_HOME to a folder on another disk")
-        with console.progress(size, f"extracting {archive.name}", "B") as progress, _open(archive) as tar:
-            if validation:
-                _extract_validation(tar, archive, target / "data", progress)
-            else:
-                _extract_train(tar, archive, target / "data", progress)
-        _finish(target)
+        with fetch.alone(target / ".lock", f"extracts {archive.name}"):
+            if not (target / ".ready").exists():
+                _extract(archive, target, validation)
+                _finish(target)
     except OSError as error:
         hint = "The same command goes on from there"
         raise UldmError(f"{archive} cannot be extracted to {target} ({error.strerror or error})", hint) from error
 
 
-def _finish(target: Path) -> None:
-    """Removes what killed extractions left, writes the list that the published code reads, and the marker."""
-    folders = sorted((target / "data").iterdir())
-    for folder in folders:
-        if folder.name.startswith("."):
+def _extract(archive: Path, target: Path, validation: bool) -> None:
+    data = target / "data"
+    _tidy(data)
+    size = archive.stat().st_size
+    free = shutil.disk_usage(target).free
+    if free < size and not any(data.iterdir()):
+        what = f"{archive} does not fit into {target}: it has {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+        raise UldmError(what, "Make room, or set XDG_CACHE_HOME to a folder on another disk")
+    with console.progress(size, f"extracting {archive.name}", "B") as progress, _open(archive) as tar:
+        if validation:
+            _extract_validation(tar, archive, data, progress)
+        else:
+            _extract_train(tar, archive, data, progress)
+
+
+def _tidy(data: Path) -> None:
+    """Removes what killed extractions left: folders of half a class, and half images."""
+    for folder in [data, *data.iterdir()]:
+        if _UNFINISHED.fullmatch(folder.name) and folder.is_dir():
             shutil.rmtree(folder)
-    classes = [folder for folder in folders if _SYNSET.fullmatch(folder.name)]
+        elif folder.is_dir():
+            for file in [file for file in folder.iterdir() if _UNFINISHED.fullmatch(file.name) and file.is_file()]:
+                file.unlink()
+
+
+def _finish(target: Path) -> None:
+    """Writes the list that the published code reads, and the marker."""
+    classes = sorted(folder for folder in (target / "data").iterdir() if _SYNSET.fullmatch(folder.name))
     if len(classes) != _CLASSES:
         console.warn(f"{target / 'data'} has {len(classes)} classes, and ImageNet {_CLASSES:,}")
-    names = (f"{folder.name}/{file}\n" for folder in classes for file in sorted(os.listdir(folder)))
+    files = ((folder, file) for folder in classes for file in sorted(os.listdir(folder)))
+    names = (f"{folder.name}/{file}\n" for folder, file in files if not file.startswith("."))
     (target / "filelist.txt").write_text("".join(names), encoding="utf-8")
     (target / ".ready").touch()
+
+
+def _members(tar: tarfile.TarFile, name: str) -> Iterator[tarfile.TarInfo]:
+    """What an archive holds. `tarfile` takes a header that is cut off or damaged for the end.
+
+    Raises:
+        tarfile.ReadError: it does not end as the format has it (POSIX ustar), with two blocks of zeros.
+    """
+    yield from tar
+    assert tar.fileobj is not None, "it is open"
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(len(_END)) != _END:
+        raise tarfile.ReadError(f"{name} has no end")
 
 
 @contextmanager
@@ -130,7 +164,7 @@ def _open(archive: Path) -> Iterator[tarfile.TarFile]:
 
 def _extract_train(tar: tarfile.TarFile, archive: Path, data: Path, progress: console.Progress) -> None:
     """An archive of archives, one a class. A class is whole when its folder has its name."""
-    for member in tar:
+    for member in _members(tar, archive.name):
         synset = member.name.removeprefix("./").removesuffix(".tar")
         if not member.isreg() or not _SYNSET.fullmatch(synset):
             raise _not_imagenet(archive, member.name, "archives such as n01440764.tar")
@@ -138,7 +172,7 @@ def _extract_train(tar: tarfile.TarFile, archive: Path, data: Path, progress: co
             part = data / f".{synset}.{os.getpid()}"
             part.mkdir(exist_ok=True)
             with tarfile.open(fileobj=_content(tar, member), mode="r:") as images:
-                for image in images:
+                for image in _members(images, member.name):
                     _write(images, image, archive, part)
             _put(part, data / synset)
         progress.advance(member.size)
@@ -156,7 +190,7 @@ def _put(part: Path, place: Path) -> None:
 
 def _extract_validation(tar: tarfile.TarFile, archive: Path, data: Path, progress: console.Progress) -> None:
     synsets = _synsets(archive, data.parent)
-    for member in tar:
+    for member in _members(tar, archive.name):
         name = member.name.rpartition("/")[2]
         synset = synsets.get(name)
         if synset is None:
