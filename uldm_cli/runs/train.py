@@ -287,11 +287,12 @@ class _Run:
             strict=self.job.data.strict,
             pin_memory=self.engine.device.type == "cuda",
         )
-        while True:
-            asked = time.perf_counter()
-            batch = next(source)
-            self._waited += time.perf_counter() - asked
-            yield batch
+        with closing(source):
+            while True:
+                asked = time.perf_counter()
+                batch = next(source)
+                self._waited += time.perf_counter() - asked
+                yield batch
 
     def _seed(self, step: int) -> None:
         """Dropout draws from the global generator: seeded a step, it draws the same in a run that was resumed."""
@@ -373,11 +374,11 @@ class _Run:
     def _mind_waiting(self, share: float, rate: float) -> None:
         if share <= IDLE or self._logged <= self.plan.start + self.plan.train.log_every:
             return
-        help = f"more train.workers (now {self.plan.train.workers}), smaller files or a cache of latents would help"
+        cure = f"more train.workers (now {self.plan.train.workers}), smaller files or a cache of latents would help"
         if hasattr(self.job.dataset, "gather"):  # such sets are read by the process that trains
-            help = "they are read from memory or a mapped file, which must be slow"
+            cure = "they are read from memory or a mapped file, which must be slow"
         wait = f"the network waited for images {share:.0%} of the time, at {rate:.0f} images/s"
-        self._tell_once(f"{wait}: {help}", "waiting")
+        self._tell_once(f"{wait}: {cure}", "waiting")
 
     def _tell_once(self, text: str, key: str | None = None) -> None:
         if (key or text) not in self._told:

@@ -9,7 +9,7 @@ import signal
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -104,7 +104,7 @@ def stream(
     workers: int = 0,
     strict: bool = False,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Endless shuffled batches; they run across the borders of epochs and are always full.
 
     A file that cannot be decoded is replaced by the next readable one in the set's own order, and named in the
