@@ -30,7 +30,7 @@ def autoencoder_memory(plan: Plan[AutoencoderTraining], *, activations: bool = T
 
     spec = plan.config
     shape = (plan.micro_batch, spec.data.channels, spec.data.size, spec.data.size)
-    with shapes_only(_precision(plan)):
+    with shapes_only(_precision(plan)) if activations else torch.device("meta"):
         module = spec.autoencoder.build().eval()  # only in training do quantizers look at values
         net = BACKBONES[spec.loss.lpips_net]
         used = [net.build(weights=None).features[: net.cuts[-1]]] if spec.loss.lpips else []
@@ -60,7 +60,7 @@ def diffusion_memory(plan: Plan[DiffusionTraining], *, activations: bool = True)
     if held is None:
         held = model_config(resolve(spec.autoencoder, "autoencoder"), AutoencoderModel)
     shape = held.model_copy(update={"image_size": spec.data.size}).latent_shape
-    with shapes_only(_precision(plan)):
+    with shapes_only(_precision(plan)) if activations else torch.device("meta"):
         backbone = spec.backbone.build(shape[0], shape[0] * (2 if spec.learned_variance else 1))
         x, t = torch.empty(plan.micro_batch, *shape), torch.zeros(plan.micro_batch, dtype=torch.int64)
         kept = kept_for_backward(lambda: backbone(x, t)) if activations else 0
