@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from uldm_cli import console
@@ -26,25 +27,25 @@ def autoencoder_memory(plan: Plan[AutoencoderTraining], *, activations: bool = T
     import torch
 
     from uldm_cli.core.lpips import BACKBONES
-    from uldm_cli.core.memory import estimate, kept_for_backward, shapes_only
+    from uldm_cli.core.memory import estimate, shapes_only
 
     spec = plan.config
-    shape = (plan.micro_batch, spec.data.channels, spec.data.size, spec.data.size)
+    shape = (spec.data.channels, spec.data.size, spec.data.size)
     with shapes_only(_precision(plan)) if activations else torch.device("meta"):
         module = spec.autoencoder.build().eval()  # only in training do quantizers look at values
         net = BACKBONES[spec.loss.lpips_net]
         used = [net.build(weights=None).features[: net.cuts[-1]]] if spec.loss.lpips else []
         rivals = [spec.adversarial.build(spec.data.channels).discriminator] if spec.adversarial else []
 
-        def compute() -> None:
-            latent = module.to_latent(torch.empty(shape))
+        def compute(images: int) -> None:
+            latent = module.to_latent(torch.empty(images, *shape))
             recon = module.decode(latent) if hasattr(module, "quantize") else module.from_latent(latent)
             for features in used:
                 features(recon.expand(-1, 3, -1, -1))
             for rival in rivals:
                 rival.eval()(recon)
 
-        kept = kept_for_backward(compute) if activations else 0
+        kept = _kept(compute, plan) if activations else 0
         return estimate([module, *rivals], used, _averages(plan), kept, _weights(plan))
 
 
@@ -52,7 +53,7 @@ def diffusion_memory(plan: Plan[DiffusionTraining], *, activations: bool = True)
     """Of a process that trains a latent diffusion model; `activations` as above."""
     import torch
 
-    from uldm_cli.core.memory import estimate, kept_for_backward, shapes_only
+    from uldm_cli.core.memory import estimate, shapes_only
 
     spec = plan.config
     assert spec.data is not None
@@ -62,8 +63,11 @@ def diffusion_memory(plan: Plan[DiffusionTraining], *, activations: bool = True)
     shape = held.model_copy(update={"image_size": spec.data.size}).latent_shape
     with shapes_only(_precision(plan)) if activations else torch.device("meta"):
         backbone = spec.backbone.build(shape[0], shape[0] * (2 if spec.learned_variance else 1))
-        x, t = torch.empty(plan.micro_batch, *shape), torch.zeros(plan.micro_batch, dtype=torch.int64)
-        kept = kept_for_backward(lambda: backbone(x, t)) if activations else 0
+
+        def compute(images: int) -> None:
+            backbone(torch.empty(images, *shape), torch.zeros(images, dtype=torch.int64))
+
+        kept = _kept(compute, plan) if activations else 0
         return estimate([backbone], [held.build()], _averages(plan), kept, _weights(plan))
 
 
@@ -95,6 +99,17 @@ def mind_memory(plan: Plan[Any], measure: "Callable[..., Memory]") -> None:
 def in_gb(size: int) -> str:
     """Bytes for people."""
     return f"{size / 1e9:,.0f} GB" if size >= 10e9 else f"{size / 1e9:.2g} GB"
+
+
+def _kept(compute: "Callable[[int], None]", plan: Plan[Any]) -> int:
+    """What a backward pass of a micro-batch needs, from one and two images: each further one adds as much.
+
+    All at once would take minutes for a large one, for attention goes through its images by themselves on a CPU.
+    """
+    from uldm_cli.core.memory import kept_for_backward
+
+    one, two = (kept_for_backward(partial(compute, images)) for images in (1, 2))
+    return one + (plan.micro_batch - 1) * (two - one)
 
 
 def _precision(plan: Plan[Any]) -> "torch.dtype":
