@@ -398,7 +398,7 @@ class _Run:
         elif name not in self.job.epoch_logs():
             known = ", ".join(sorted(figures | self.job.epoch_logs()))
             self._tell_once(
-                f"train.best={name}: no checkpoint is the best, for there is no such figure yet, but {known}"
+                f"train.best={name}: no checkpoint is the best, as there is no such figure yet, but {known}"
             )
 
     def _good_means(self, step: int) -> Line:
