@@ -6,9 +6,12 @@ what they log every step. `denoising_diffusion_pytorch` has a class, of which on
 """
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
+from io import StringIO
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -70,8 +73,8 @@ CASES = {
 }
 AUTOENCODER = VQ(ch=32, ch_mult=(1, 2, 4), num_res_blocks=2, z_channels=4, codebook_size=1024)
 """What is trained in the case "vqvae": the published shape, a quarter as wide."""
-ENCODER = VQ(ch=64, ch_mult=(1, 2, 4), num_res_blocks=2, z_channels=4, codebook_size=8192)
-"""What encodes in the case "cache": the published VQ-f4, half as wide."""
+ENCODER = VQ()
+"""What encodes in the case "cache": the published VQ-f4."""
 
 
 def floats(case: Case) -> Iterator[Tensor]:
@@ -201,7 +204,8 @@ def diffusers_autoencoder(case: Case, precision: str) -> tuple[Step, nn.Module]:
         vq_embed_dim=AUTOENCODER.latent_channels,
         num_vq_embeddings=AUTOENCODER.codebook_size,
     )
-    perceptual = Peer(net="alex", pnet_rand=True, verbose=False)  # as fast as with weights that have to be downloaded
+    with warnings.catch_warnings(action="ignore"):  # it calls torchvision as one did long ago
+        perceptual = Peer(net="alex", pnet_rand=True, verbose=False)  # as fast as with weights that are downloaded
     perceptual.requires_grad_(False)
 
     def loss_of(wrapped: Any, image: Tensor) -> Tensor:
@@ -248,7 +252,8 @@ def lucidrains_diffusion(case: Case, precision: str) -> tuple[Step, nn.Module]:
 
     def step() -> None:
         trainer.train_num_steps = trainer.step + 1
-        trainer.train()
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # a progress bar, and that it is done
+            trainer.train()
 
     return step, model
 

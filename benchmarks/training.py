@@ -6,7 +6,8 @@ usage: python benchmarks/training.py [--case NAME]... [--precision fp32|bf16]...
     latents   the denoiser of fruits64 (9.2 M parameters) in latents of 4x16x16, 16 a batch
     pixels    a U-Net of 6 M parameters in images of 3x32x32, 16 a batch
     vqvae     an autoencoder of the published VQ-f4 shape at a quarter of its width, with LPIPS, 8 images of 64x64
-    cache     the denoiser of fruits64 from images of 64x64, which are encoded in every step, or from cached latents
+    cache     the denoiser of fruits64, 16 a batch, from images of 64x64 that the published VQ-f4 encodes in every step,
+              or from cached latents
 
 Each trainer has a process of its own, which sleeps while it is not its turn; a turn is a few steps. A ratio is that
 of median images/s: ours over the faster peer's, in the same precision, and ours in bfloat16 over the faster peer's in
@@ -268,7 +269,6 @@ def main() -> int:
     options.precision = options.precision or ["fp32", "bf16"]
     if options.rounds < 2:
         parser.error("--rounds: at least 2, for the spread")
-    os.environ["TQDM_DISABLE"] = "1"  # a peer's own progress bar
     try:
         met = resuming(options.rounds, options.threads) if options.resuming else speed(options)
     except UldmError as e:
