@@ -197,7 +197,7 @@ def first_step(folder: Path, pictures: Path, threads: int, until: int = 1) -> fl
     Raises:
         UldmError: the run ended by itself.
     """
-    command = [sys.executable, "-m", "uldm_cli", "vqvae", "train", f"data.root={pictures}", *SETTINGS]
+    command = [sys.executable, "-m", "uldm_cli", "vqvae", "train", *SETTINGS, f"data.root={pictures}"]
     metrics, size = folder / "metrics.jsonl", 0
     if metrics.exists():
         size = metrics.stat().st_size
@@ -272,7 +272,7 @@ def main() -> int:
     try:
         met = resuming(options.rounds, options.threads) if options.resuming else speed(options)
     except UldmError as e:
-        parser.error(str(e))
+        parser.exit(1, f"error: {e}\n")
     return int(options.check and not met)
 
 
