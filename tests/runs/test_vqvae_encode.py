@@ -7,8 +7,9 @@ import resource
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,15 @@ from uldm_cli.specs.models import AutoencoderModel
 IMAGES = 20
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["uldm_cli.cli.app", "uldm_cli.core.engine", "uldm_cli.core.autoencoding"])
+CALL = "import runpy; runpy.run_path(path)[name](*args)"
+
+
+def process(function: Callable[..., None], *args: object) -> BaseProcess:
+    """A process that calls a function of this file, which is no module that it could import."""
+    given = {"path": __file__, "name": function.__name__, "args": args}
+    return PROCESSES.Process(target=exec, args=(CALL, given))
+
+
 QUICK = {"shard_size": 8, "batch_size": 4, "workers": 0, "device": "cpu"}
 
 
@@ -184,10 +194,10 @@ def killed_while_writing(spec: Encoding, folder: Path) -> None:
 def test_what_was_killed_goes_on_with_what_is_missing(encoding, tmp_path, capsys):
     spec = encoding()
     encode(spec, tmp_path / "whole")
-    process = PROCESSES.Process(target=killed_while_writing, args=(spec, tmp_path / "killed"))
-    process.start()
-    process.join(100)
-    assert process.exitcode == -signal.SIGKILL
+    killed = process(killed_while_writing, spec, tmp_path / "killed")
+    killed.start()
+    killed.join(100)
+    assert killed.exitcode == -signal.SIGKILL
     assert sorted(files(tmp_path / "killed")) == ["encode.yaml", "latents-00000.safetensors"]
     assert list((tmp_path / "killed").glob(".*.tmp"))
     with pytest.raises(ConfigError, match=r"half-written: 1 file of latents, and no index.json.* uldm vqvae encode"):
@@ -255,12 +265,12 @@ def together(spec: Encoding, folder: Path, world: int = 2) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    running = [PROCESSES.Process(target=one_of, args=(spec, folder, rank, world, port)) for rank in range(world)]
-    for process in running:
-        process.start()
-    for process in running:
-        process.join(100)
-    assert [process.exitcode for process in running] == [0] * world
+    running = [process(one_of, spec, folder, rank, world, port) for rank in range(world)]
+    for one in running:
+        one.start()
+    for one in running:
+        one.join(100)
+    assert [one.exitcode for one in running] == [0] * world
 
 
 def test_two_processes_write_what_one_does_byte_for_byte(encoding, mixed, tmp_path):
