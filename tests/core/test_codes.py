@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from uldm_cli.core.autoencoders import KL, VQ
-from uldm_cli.core.codes import blend, code_pictures, cover, divergence, fit_multiple, look, principal
+from uldm_cli.core.autoencoders import KL, VQ, divergence
+from uldm_cli.core.codes import blend, code_pictures, cover, fit_multiple, look, principal
 from uldm_cli.specs import autoencoders
 
 SMALL = {"ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "resolution": 16}

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_divergence
 
+from uldm_cli.core.autoencoders import kl_divergence
 from uldm_cli.core.device import at_least_float32
 from uldm_cli.core.losses import (
     Adversarial,
     adaptive_weight,
     discriminator_loss,
     generator_loss,
-    kl_divergence,
     with_gradient,
 )
 

@@ -15,7 +15,7 @@ import yaml
 
 from uldm_cli.errors import ConfigError, UldmError, UsageError
 from uldm_cli.runs import zoo
-from uldm_cli.runs.unzip import sha256_of
+from uldm_cli.runs.files import sha256_of
 
 NAME = "ffhq256"
 

@@ -1,6 +1,7 @@
 """`uldm ldm explain`: where a model looks while it samples."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -44,6 +45,11 @@ from uldm_cli.cli.sampling import (
 )
 
 _SALIENCY, _ATTENTION, _DRAWING = "Saliency", "Attention", "Drawing"
+_LOOKING = (
+    *("saliency.target", "saliency.box", "saliency.method"),
+    *("attention.query", "attention.resolution", "attention.layer", "attention.head", "attention.rollout"),
+)
+"""Fields of the config whose flags are named alike: `--saliency-target`."""
 
 Save = Annotated[
     str | None,
@@ -224,33 +230,31 @@ def explain(
     precision: Precision = None,
     compile: Compile = False,
 ) -> None:
-    arguments, flags = sampling_flags(locals())
+    arguments, flags = sampling_flags(given := locals())
     from uldm_cli.runs.explain import explain as run
     from uldm_cli.runs.explain_plan import plan_explain
     from uldm_cli.runs.plan import read_config
     from uldm_cli.specs.explaining import Explaining
-    from uldm_cli.specs.load import Flag, split_arguments
+    from uldm_cli.specs.load import split_arguments
 
-    flags |= sheet_flags(format, dpi, font_size)
-    flags |= {
-        "saliency.target": Flag("--saliency-target", saliency_target),
-        "saliency.box": Flag("--saliency-box", saliency_box),
-        "saliency.method": Flag("--saliency-method", saliency_method),
-        "attention.query": Flag("--attention-query", attention_query),
-        "attention.resolution": Flag("--attention-resolution", attention_resolution),
-        "attention.layer": Flag("--attention-layer", attention_layer),
-        "attention.head": Flag("--attention-head", attention_head),
-        "attention.rollout": Flag("--attention-rollout", attention_rollout or None),
-        "overlay.mode": Flag("--overlay", overlay),
-        "overlay.alpha": alpha,
-        "overlay.colormap": colormap,
-        "overlay.scale_per": scale_per,
-        "separate": separate or None,
-        "save_arrays": save_arrays or None,
-    }
+    flags |= sheet_flags(format, dpi, font_size) | _looking_flags(given)
     config, overrides = split_arguments(arguments)
     plan = plan_explain(read_config(Explaining, config, overrides, flags), outdir, config)
     if dry_run:
         show_plan("explain", plan, list(plan.explain_files()))
     else:
         show_result("explain", run(plan, resume=resume), inline=show_inline)
+
+
+def _looking_flags(parameters: Mapping[str, Any]) -> dict[str, object]:
+    """The flags that say where to look and how to draw it, as named overrides of the config."""
+    from uldm_cli.specs.load import Flag
+
+    # A flag that was not given is False where it takes no value: the config decides.
+    given = {name: None if value is False else value for name, value in parameters.items()}
+    flags: dict[str, object] = {
+        path: Flag(f"--{path.replace('.', '-')}", given[path.replace(".", "_")]) for path in _LOOKING
+    }
+    flags |= {f"overlay.{name}": given[name] for name in ("alpha", "colormap", "scale_per")}
+    flags |= {name: given[name] for name in ("separate", "save_arrays")}
+    return flags | {"overlay.mode": Flag("--overlay", given["overlay"])}

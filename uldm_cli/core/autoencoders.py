@@ -83,11 +83,31 @@ class KL(nn.Module):
     def to_latent(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents `[N, embed_dim, h, w]`: their mean, or a draw by standard normal `noise` of the same shape."""
         mean, logvar = self.moments(x)
-        return mean if noise is None else mean + (0.5 * logvar).exp() * noise
+        return mean if noise is None else drawn(mean, logvar, noise)
 
     def from_latent(self, z: Tensor) -> Tensor:
         """Image in about [-1, 1] (not clipped) of latents."""
         return self.decoder(self.post_quant_conv(z))
+
+
+def has_posterior(autoencoder: nn.Module) -> bool:
+    """Whether an autoencoder's latents have a normal distribution each, as those of `KL`."""
+    return hasattr(autoencoder, "moments")
+
+
+def drawn(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """Latents from the mean and the logarithm of the variance of each, by standard normal noise."""
+    return mean + (0.5 * logvar).exp() * noise
+
+
+def divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """Of normal latents from the standard normal distribution, elementwise, in nats (Kingma & Welling 2014, app. B)."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
+
+
+def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """The same of latents `[N, z, h, w]`, summed over each: `[N]`."""
+    return divergence(mean, logvar).flatten(1).sum(1)
 
 
 class Encoder(nn.Module):

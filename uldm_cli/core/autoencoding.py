@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uldm_cli.core import rng
+from uldm_cli.core.autoencoders import drawn, has_posterior, kl_divergence
 from uldm_cli.core.device import at_least_float32
 from uldm_cli.core.losses import (
     Adversarial,
     adaptive_weight,
     discriminator_loss,
     generator_loss,
-    kl_divergence,
     with_gradient,
 )
 from uldm_cli.core.lpips import LPIPS
 from uldm_cli.core.quantizers import entropy, perplexity, usage
-from uldm_cli.core.training import Task
+from uldm_cli.core.training import Task, below
 from uldm_cli.errors import ConfigError, UldmError, UsageError
 
 ENCODING = ("encoder", "quant_conv", "quantize")
@@ -86,7 +86,7 @@ class AutoencoderTask(Task):
         super().__init__()
         self.model: Any = model
         self.weights, self.lpips, self.seed = weights, lpips, seed
-        self.variational = hasattr(model, "moments")
+        self.variational = has_posterior(model)
         self.logvar = None if logvar is None else nn.Parameter(torch.tensor(float(logvar)))
         self.adversarial = adversarial
         self.discriminator = adversarial.discriminator if adversarial else None
@@ -180,7 +180,7 @@ class AutoencoderTask(Task):
             with self._encoding():
                 mean, logvar = (at_least_float32(x) for x in model.moments(image))
             noise = rng.normal(self.seed, rng.STREAM_POSTERIOR, number, mean.shape[1:]).to(mean.dtype)
-            recon = model.from_latent(mean + (0.5 * logvar).exp() * noise)
+            recon = model.from_latent(drawn(mean, logvar, noise))
             return recon, {} if self.frozen else {"kl": kl_divergence(mean, logvar).mean()}
         if self.frozen:
             with self._encoding():
@@ -256,18 +256,15 @@ class AutoencoderTask(Task):
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
-
         if "lpips_sha256" in state and not torch.equal(state["lpips_sha256"].cpu(), self.state()["lpips_sha256"]):
             what = "the perceptual loss has other weights than those that this run began with"
             raise ConfigError(what, "Name those by loss.lpips_weights, or start another run")
         if self._counts_codes:
-            self.model.quantize.load_state(part("quantizer."))
+            self.model.quantize.load_state(below("quantizer.", state))
         if self.logvar is not None:
             self.logvar.copy_(state["logvar"])
         if self.discriminator is not None:
-            self.discriminator.load_state_dict(part("discriminator."))
+            self.discriminator.load_state_dict(below("discriminator.", state))
 
 
 def mean_psnr(recon: Tensor, image: Tensor) -> Tensor:

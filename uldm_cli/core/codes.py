@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from uldm_cli.core.autoencoders import KL
+from uldm_cli.core.autoencoders import KL, kl_divergence
 from uldm_cli.core.images import to_tensor
 from uldm_cli.core.vqvae import VectorQuantized
 
@@ -46,7 +46,7 @@ def look(autoencoder: nn.Module, images: Tensor) -> list[Look]:
     if isinstance(autoencoder, KL):
         latents, found = autoencoder.moments(images)
         logvars = [one.float().cpu() for one in found]
-        losses = [{"kl": float(divergence(mean, one).sum())} for mean, one in zip(latents, found, strict=True)]
+        losses = [{"kl": float(nats)} for nats in kl_divergence(latents, found)]
     else:
         latents = module.to_latent(images)
     recon = module.from_latent(latents).float().cpu()
@@ -69,11 +69,6 @@ def _quantized(autoencoder: VectorQuantized, images: Tensor) -> list[Look]:
         )
         for i, part in enumerate(parts)
     ]
-
-
-def divergence(mean: Tensor, logvar: Tensor) -> Tensor:
-    """The divergence of normal distributions from the standard one, elementwise, in nats."""
-    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
 
 
 @torch.no_grad()

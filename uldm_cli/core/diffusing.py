@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from uldm_cli.core import rng
+from uldm_cli.core.autoencoders import drawn, has_posterior
 from uldm_cli.core.denoiser import Target, convert, training_target
 from uldm_cli.core.device import at_least_float32
-from uldm_cli.core.latent import LatentDiffusion, drawn, to_latents
+from uldm_cli.core.latent import LatentDiffusion, to_latents
 from uldm_cli.core.samplers import forward_variance, posterior_deviation
 from uldm_cli.core.schedules import Schedule
 from uldm_cli.core.training import Task
@@ -97,12 +98,14 @@ def training_latents(
         shape: `(z, h, w)`.
         cached: what `image` is.
     """
-    is_kl = hasattr(autoencoder, "moments")
-    noise = rng.normal(seed, rng.STREAM_POSTERIOR, number, shape) if is_kl else None
+    noise = rng.normal(seed, rng.STREAM_POSTERIOR, number, shape) if has_posterior(autoencoder) else None
     if not cached:
         return to_latents(autoencoder, image, noise)
     stored = at_least_float32(image)
-    return stored if noise is None else drawn(stored, noise)
+    if noise is None:
+        return stored
+    mean, logvar = stored.chunk(2, dim=1)
+    return drawn(mean, logvar, noise)
 
 
 def min_snr_weight(target: Target, alpha: Tensor, sigma: Tensor, gamma: float) -> Tensor:

@@ -135,9 +135,8 @@ class Engine:
     def begin_tracking(self, folder: Path, config: Mapping[str, Any]) -> None:
         """Opens the trackers, if there are any, for the run in a folder. `config` maps names to plain values."""
         if self._accelerator.log_with:
-            same = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[
-                :16
-            ]  # a run that goes on is one run there
+            # A run that goes on is to be one run there, too.
+            same = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
             wandb = {"dir": str(folder), "name": folder.name, "id": same, "resume": "allow"}
             self._accelerator.init_trackers("uldm", config=dict(config), init_kwargs={"wandb": wandb})
 

@@ -43,12 +43,6 @@ def to_latents(autoencoder: Any, images: Tensor, noise: Tensor | None = None) ->
     return at_least_float32(autoencoder.to_latent(images.to(dtype), None if noise is None else noise.to(dtype)))
 
 
-def drawn(moments: Tensor, noise: Tensor) -> Tensor:
-    """Latents `[N, z, h, w]` from their mean and log-variance, together `[N, 2 z, h, w]`, by standard normal noise."""
-    mean, logvar = moments.chunk(2, dim=1)
-    return mean + (0.5 * logvar).exp() * noise
-
-
 class LatentDiffusion(nn.Module):
     """Everything that turns noise into images.
 

@@ -39,14 +39,6 @@ class Adversarial:
         return min(max(step - self.start, 0) / max(self.warmup_steps, 1), 1.0)
 
 
-def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
-    """Of normal latents `[N, z, h, w]` from the standard normal distribution, summed over each: `[N]`, in nats.
-
-    Kingma and Welling 2014, appendix B.
-    """
-    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
-
-
 def discriminator_loss(kind: AdversarialLoss, real: Tensor, fake: Tensor) -> Tensor:
     """What the discriminator minimises, a scalar.
 

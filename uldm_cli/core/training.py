@@ -251,16 +251,16 @@ class Trainer:
             state = optimizer.state_dict()
             state["state"] = {}
             for index, parameter in enumerate(self._trained[phase]):
-                found = _below(f"{phase}.{index}.", tensors)
+                found = below(f"{phase}.{index}.", tensors)
                 if found:
                     state["state"][index] = {k: _laid_out_like(parameter, v) for k, v in found.items()}
             optimizer.load_state_dict(state)
             self._norms[phase].load(tensors[f"{phase}.norm"])
-        self.task.load_state(_below("task.", tensors))
-        self.profiles.load_state_dict(_below("profiles.", tensors))
+        self.task.load_state(below("task.", tensors))
+        self.profiles.load_state_dict(below("profiles.", tensors))
         if self.engine.scaler is not None:
             now = self.engine.scaler.state_dict()
-            stored = _below("scaler.", tensors)
+            stored = below("scaler.", tensors)
             self.engine.scaler.load_state_dict({k: type(now[k])(float(v)) for k, v in stored.items()})
 
 
@@ -306,7 +306,8 @@ class RunningNorm:
         self.count, self._sum = int(state[0]), float(state[1])
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 

@@ -1,10 +1,11 @@
 """The checkpoints of a training run: folders that appear whole or not at all."""
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+from uldm_cli.runs.files import sha256_of
 
 MODEL = "model.safetensors"
 """The file of a checkpoint that holds the model."""
@@ -101,7 +102,7 @@ def check(checkpoint: Path) -> str | None:
     for line in lines:
         digest, _, name = line.partition("  ")
         try:
-            if _sha256(checkpoint / name) != digest:
+            if sha256_of(checkpoint / name) != digest:
                 return f"{checkpoint / name} is not what was saved: its hash differs"
         except OSError as error:
             return f"{checkpoint / name} cannot be read ({error.strerror})"
@@ -109,16 +110,11 @@ def check(checkpoint: Path) -> str | None:
 
 
 def _write_sums(folder: Path) -> None:
-    lines = [f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    lines = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
     with (folder / SUMS).open("w") as file:
         file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(folder: Path) -> None:

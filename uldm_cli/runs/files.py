@@ -1,5 +1,6 @@
 """Writing files so that a reader never meets half of one, and so that a failed write leaves what was there."""
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -46,6 +47,12 @@ def write_png(path: Path, array: "np.ndarray", text: Mapping[str, str] | None = 
     density = {} if dpi is None else {"dpi": (dpi, dpi)}
     Image.fromarray(array).save(encoded, "PNG", pnginfo=information, **density)
     atomic_write(path, lambda file: file.write(encoded.getbuffer()))
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_picture(path: Path) -> "np.ndarray":

@@ -88,8 +88,6 @@ def preview(plan: Plan[DiffusionTraining]) -> Preview:
 def run(plan: Plan[DiffusionTraining]) -> Result:
     """Trains as the plan's config says."""
     resolve(_source(plan), "autoencoder")  # before the images: to open some takes an hour of extracting
-    if not plan.finished:
-        mind_memory(plan, diffusion_memory)
     return train(plan, partial(DiffusionJob, plan))
 
 
@@ -226,6 +224,7 @@ class DiffusionJob:
         assert spec.data is not None
         self.data = spec.data
         self.dataset = training_set(spec)
+        mind_memory(plan, diffusion_memory)
         engine = make_engine(plan)
         autoencoder: Any = load_autoencoder(resolve(_source(plan), "autoencoder")).to(engine.device)
         autoencoder.to(memory_format=torch.channels_last)

@@ -14,6 +14,7 @@ from uldm_cli.fetch import cache, fetch
 from uldm_cli.formats.native import load_tensors
 from uldm_cli.formats.pickles import open_pickle, sniff
 from uldm_cli.formats.tensors import open_safetensors
+from uldm_cli.runs.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -132,12 +133,12 @@ def load_metric(backbone: Backbone, *, device: str = "auto", checked: bool = Tru
     if backbone.dummy:
         return Metric(LPIPS(embedded | drawn_features(net), net, checked=checked).to(where), "drawn")
     if net == "alex" and not backbone.weights:
-        own = _sha256(assets.path("lpips-alex.safetensors"))
+        own = sha256_of(assets.path("lpips-alex.safetensors"))
         return Metric(LPIPS(embedded, net, checked=checked, sha256=own).to(where), "embedded")
     file = _file(backbone)
     found = _features(file, net)
     try:
-        module = LPIPS(embedded | found, net, checked=checked, sha256=_sha256(file))
+        module = LPIPS(embedded | found, net, checked=checked, sha256=sha256_of(file))
     except UldmError as error:
         what = f"{file} holds other weights than the features of {BACKBONES[net].title}"
         raise ConfigError(what, "Name another file, or the network that it is of") from error
@@ -182,7 +183,7 @@ def _published_in(folder: Path, backbone: Backbone) -> Path:
     file = folder / _name(published.url)
     if not file.is_file():
         raise ConfigError(f"{folder} holds no {file.name}", f"Put the file there that {published.url} names")
-    found = _sha256(file)
+    found = sha256_of(file)
     if found != published.sha256:
         what = f"{file} is not the published file: its SHA-256 is {found[:12]}..., expected {published.sha256[:12]}..."
         raise ConfigError(what, f"Fetch it again from {published.url}, or name the file itself to use it as it is")
@@ -204,8 +205,3 @@ def _features(path: Path, net: Net) -> dict[str, Tensor]:
         title = BACKBONES[net].title
         raise ConfigError(f"{path} holds no weights named features.*", f"It should be {title} as torchvision names it")
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

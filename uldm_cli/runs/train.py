@@ -163,7 +163,12 @@ def _check_shares(train: "Train") -> None:
     """The same samples whatever the number of processes: so each must have as many of them."""
     shares = processes() * train.accumulate
     if train.batch_size % shares:
-        of = f"{processes()} processes with {train.accumulate} micro-batches each"
+        several = processes() > 1
+        of = (
+            f"{processes()} processes with {train.accumulate} micro-batches each"
+            if several
+            else f"{shares} micro-batches"
+        )
         below = train.batch_size // shares * shares
         near = f"{below} or {below + shares}" if below else str(shares)
         raise ConfigError(f"train.batch_size {train.batch_size} cannot be shared out among {of}", f"Take {near}")

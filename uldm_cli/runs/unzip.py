@@ -1,6 +1,5 @@
 """Unpacking archives of strangers: into one new folder, nothing outside it, and no more than a model can need."""
 
-import hashlib
 import stat
 import struct
 import zipfile
@@ -54,12 +53,6 @@ def unzip(archive: Path, folder: Path) -> None:
                     _unpack(file, info, place, progress)
     except _ERRORS as error:
         raise _damaged(archive, error) from error
-
-
-def sha256_of(path: Path) -> str:
-    """The checksum of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damaged(archive: Path, error: Exception) -> ConfigError:

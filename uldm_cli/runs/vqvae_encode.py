@@ -151,7 +151,7 @@ def _open(data: "Dataset") -> "ImageSet":
 
 
 def _contents(plan: Plan, images: "ImageSet", module: "nn.Module") -> Contents:
-    from uldm_cli.core.data.latents import has_posterior
+    from uldm_cli.core.autoencoders import has_posterior
 
     names = [list(getattr(images, "names", [])), list(images.classes)]
     return Contents(

@@ -77,8 +77,6 @@ def preview(plan: Plan[AutoencoderTraining]) -> Preview:
 
 def run(plan: Plan[AutoencoderTraining]) -> Result:
     """Trains as the plan's config says."""
-    if not plan.finished:
-        mind_memory(plan, autoencoder_memory)
     return train(plan, partial(AutoencoderJob, plan))
 
 
@@ -150,6 +148,7 @@ class AutoencoderJob:
         self.dataset = open_images(spec.data)
         self.config = AutoencoderModel(autoencoder=spec.autoencoder, image_size=self.dataset.size)
         self.metric = load_loss_metric(spec.loss) if spec.loss.lpips else None
+        mind_memory(plan, autoencoder_memory)
         torch.manual_seed(self.seed)
         self.module: Any = spec.autoencoder.build().to(memory_format=torch.channels_last)
         if spec.init_from and not plan.checkpoint:

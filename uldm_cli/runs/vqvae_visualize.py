@@ -212,7 +212,7 @@ def _write_posterior(
     style: Style,
 ) -> None:
     """The map of the divergence, and the histograms of means and deviations."""
-    from uldm_cli.core.codes import divergence
+    from uldm_cli.core.autoencoders import divergence
 
     assert look.logvar is not None
     nats = divergence(look.latent, look.logvar).sum(0).numpy()

@@ -20,8 +20,8 @@ from uldm_cli.errors import ConfigError, UldmError, UsageError, nearest
 from uldm_cli.fetch import cache, fetch
 from uldm_cli.formats import compvis
 from uldm_cli.formats.published import published_config
-from uldm_cli.runs.files import atomic_write
-from uldm_cli.runs.unzip import members, sha256_of, unzip
+from uldm_cli.runs.files import atomic_write, sha256_of
+from uldm_cli.runs.unzip import members, unzip
 from uldm_cli.specs.yamlfile import read_yaml, to_yaml
 
 CONFIG = "config.yaml"

@@ -11,16 +11,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from uldm_cli.core import rng
+from uldm_cli.core.autoencoders import has_posterior
 from uldm_cli.core.data.streams import Draws
 
 LABEL = "label"
 FLIPPED = "_flipped"
 """Ending of the name of a tensor of mirrored images' latents."""
-
-
-def has_posterior(autoencoder: nn.Module) -> bool:
-    """Whether its latents are drawn from a normal distribution each, as `core.autoencoders.KL` has it."""
-    return hasattr(autoencoder, "moments")
 
 
 @torch.no_grad()
