@@ -176,3 +176,10 @@ def test_several_processes_are_refused_before_they_write_over_each_other(uldm: C
     assert ended.err == (
         "error: `uldm ldm sample` runs in one process, and 2 were started. Start it without torchrun or accelerate\n"
     )
+
+
+@pytest.mark.parametrize(("given", "code"), [("", 0), ("1", 0), ("many", 2), ("0", 2)])
+def test_a_number_of_processes_that_is_none(given: str, code: int, uldm: Callable) -> None:
+    ended = uldm("config", "show", "ldm-sample", env={"WORLD_SIZE": given})
+    assert ended.code == code
+    assert (f"WORLD_SIZE={given} in the environment is no number of processes" in ended.err) == (code != 0)

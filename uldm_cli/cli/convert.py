@@ -7,7 +7,7 @@ import typer
 
 from uldm_cli import console
 from uldm_cli.cli import zoo
-from uldm_cli.cli.options import Command, Json, Quiet
+from uldm_cli.cli.options import Command, Json, Quiet, native_file
 from uldm_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,9 +72,7 @@ def to_uldm(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    if file.suffix != ".safetensors":
-        raise UsageError(f"{file} does not end with .safetensors", "uldm's own checkpoints do")
-    _convert(model, "uldm", file, config, dtype, verify=verify)
+    _convert(model, "uldm", native_file(file), config, dtype, verify=verify)
 
 
 @app.command(

@@ -6,10 +6,7 @@ from typing import Annotated
 import typer
 
 from uldm_cli import console
-from uldm_cli.cli.options import Command, Json, Quiet
-
-TOLERATED = 0.05
-"""So far from the weights that were asked for an average may be before that is told."""
+from uldm_cli.cli.options import Command, Json, Quiet, native_file
 
 Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="The folder of a training with train.ema_profiles.", show_default=False)
@@ -42,17 +39,9 @@ Examples:
     def ema(
         run: Run, sigma_rel: SigmaRel, out: Out, step: Step = None, json: Json = False, quiet: Quiet = False
     ) -> None:
-        from uldm_cli.errors import UsageError
         from uldm_cli.runs.ema import make
 
-        if out.suffix != ".safetensors":
-            raise UsageError(f"{out} does not end with .safetensors", "uldm's own checkpoints do")
-        made = make(run, kind, sigma_rel, step, out)
-        if made.missed > TOLERATED:
-            console.warn(
-                f"the weights of this average are {made.missed:.0%} away from those of sigma_rel {sigma_rel:g}: "
-                "it lies far from the widths that were kept, or between few saves"
-            )
+        made = make(run, kind, sigma_rel, step, native_file(out))
         data = {"command": f"{group} ema", "file": made.path, "step": made.step, "sigma_rel": sigma_rel}
         console.result(
             data | {"averages": made.averages, "missed": made.missed},

@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperOption
 from uldm_cli import console
 from uldm_cli.errors import UsageError
 from uldm_cli.runs.calls import PLACES, Call, running
+from uldm_cli.runs.processes import processes
 
 _MACHINE = "Machine"
 _OUTPUT = "Output"
@@ -223,8 +224,8 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command, and lets the pictures that it draws say so."""
-        if not self.parallel and os.environ.get("WORLD_SIZE", "1") != "1":
-            what = f"`{ctx.command_path}` runs in one process, and {os.environ['WORLD_SIZE']} were started"
+        if not self.parallel and (started := processes()) > 1:
+            what = f"`{ctx.command_path}` runs in one process, and {started} were started"
             raise UsageError(what, "Start it without torchrun or accelerate")
         with running(ctx.meta[_CALL]):
             return super().invoke(ctx)
@@ -245,6 +246,17 @@ class Command(TyperCommand):
 
     def _takes_config(self) -> bool:
         return any(param.name == "arguments" and param.nargs == -1 for param in self.params)
+
+
+def native_file(path: Path) -> Path:
+    """A file to write a checkpoint of our own to.
+
+    Raises:
+        UsageError: it is not named like one.
+    """
+    if path.suffix != ".safetensors":
+        raise UsageError(f"{path} does not end with .safetensors", "uldm's own checkpoints do")
+    return path
 
 
 class ParallelCommand(Command):

@@ -109,7 +109,7 @@ def add_train(app: typer.Typer, about: str, examples: str, command: str) -> None
 def _show_preview(preview: "Preview") -> None:
     """The plan of a run, for `--dry-run`."""
     from uldm_cli.runs.memory import in_gb
-    from uldm_cli.runs.train import processes
+    from uldm_cli.runs.processes import processes
 
     plan, train = preview.plan, preview.plan.train
     shared = f"{plan.micro_batch} images at a time, {train.accumulate} times a step, in processes: {processes()}"

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from uldm_cli import console
 from uldm_cli.errors import ConfigError
 from uldm_cli.formats import native
 from uldm_cli.formats.checkpoint import KINDS, Checkpoint
-from uldm_cli.formats.tensors import TensorRef, Tensors, open_safetensors, read_raw_header, write_safetensors
+from uldm_cli.formats.tensors import TensorRef, Tensors, open_safetensors, write_safetensors
 from uldm_cli.runs.checkpoints import MODEL, Checkpoints
 from uldm_cli.runs.files import writable_folder
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 FOLDER = "ema"
 KEY = "uldm-ema"
+TOLERATED = 0.05
+"""So far from the weights that were asked for an average may be before that is told."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Snapshot:
     updates: int
     """Steps that the averages have seen: those that were not skipped."""
     sigmas: tuple[float, ...]
+    tensors: Tensors
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,10 @@ def snapshots(run: Path) -> list[Snapshot]:
 
 def _read(path: Path) -> Snapshot:
     try:
-        said = json.loads(read_raw_header(path)[0]["__metadata__"][KEY])
-        return Snapshot(path, int(said["step"]), int(said["updates"]), tuple(float(one) for one in said["sigmas"]))
+        metadata, tensors = open_safetensors(path)
+        said = json.loads(metadata[KEY])
+        sigmas = tuple(float(one) for one in said["sigmas"])
+        return Snapshot(path, int(said["step"]), int(said["updates"]), sigmas, tensors)
     except (KeyError, TypeError, ValueError) as e:
         raise ConfigError(f"{path} holds no averages of a training", f"Remove it from {path.parent}") from e
 
@@ -120,13 +126,17 @@ def make(run: Path, kind: str, sigma_rel: float, step: int | None, out: Path) ->
     factors, missed = post_hoc_factors(
         [one.updates for one, _ in used], [one.sigmas[i] for one, i in used], last.updates, sigma_rel
     )
-    sources = {one.path: open_safetensors(one.path)[1] for one, _ in used}
-    parts = [_below(f"{i}.", sources[one.path]) for one, i in used]
+    parts = [_below(f"{i}.", one.tensors) for one, i in used]
     mixed = {f"ema.{key}": _mixture(key, parts, factors) for key in parts[-1]}
     trained = ("ema", KINDS[kind])
     kept = {name: ref for name, ref in model.tensors.items() if name.partition(".")[0] not in trained}
     header = replace(model.header, step=last.step)
     native.write(Checkpoint(model.path, model.layout, header, kept | mixed), out)
+    if missed > TOLERATED:
+        console.warn(
+            f"the weights of this average are {missed:.0%} away from those of sigma_rel {sigma_rel:g}: "
+            "it lies far from the widths that were kept, or between few saves"
+        )
     return Made(out, last.step, sigma_rel, len(used), missed)
 
 

@@ -1,6 +1,5 @@
 """The memory that a training needs, by its config alone, and whether there is as much."""
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from uldm_cli import console
 from uldm_cli.errors import ConfigError
 from uldm_cli.runs.models import model_config, resolve, unpulled_autoencoder
+from uldm_cli.runs.processes import neighbours
 from uldm_cli.runs.train import Plan
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.diffusion_training import DiffusionTraining
@@ -80,8 +80,7 @@ def mind_memory(plan: Plan[Any], measure: "Callable[..., Memory]") -> None:
     from uldm_cli.core.device import pick_device
     from uldm_cli.core.memory import available
 
-    place = (int(os.environ.get(name) or default) for name, default in (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
-    data, there = plan.config.data, available(pick_device(plan.train.device), *place)
+    data, there = plan.config.data, available(pick_device(plan.train.device), *neighbours())
     fits = _MOST * 4 * plan.micro_batch * data.channels * data.size**2 < there / 2
     need = measure(plan, activations=not fits)
     if need.fixed > there:

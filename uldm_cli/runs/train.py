@@ -4,7 +4,6 @@ A run's folder holds `train.yaml` (the resolved config), `metrics.jsonl`, `check
 processes all compute, and the main one writes.
 """
 
-import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
@@ -20,6 +19,7 @@ from uldm_cli.runs.checkpoints import Checkpoints
 from uldm_cli.runs.files import writable_folder, write_png
 from uldm_cli.runs.metrics import Line, append_line, forget_after, is_better, not_finite, read_lines
 from uldm_cli.runs.outdir import choose_outdir, write_record
+from uldm_cli.runs.processes import processes
 from uldm_cli.runs.saving import Progress, find_checkpoint, restore_run, save_run
 from uldm_cli.runs.signals import Stop, stop_on_signals
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
@@ -124,18 +124,6 @@ class Result:
     skipped: int
     """Images that this call met and could not use."""
     seconds: float
-
-
-def processes() -> int:
-    """How many processes the launcher started.
-
-    Raises:
-        ConfigError: WORLD_SIZE is no number of processes.
-    """
-    given = os.environ.get("WORLD_SIZE") or "1"
-    if not given.isdecimal() or not int(given):
-        raise ConfigError(f"WORLD_SIZE={given} in the environment is no number of processes", "Unset it")
-    return int(given)
 
 
 def make_plan(config: C, outdir: Path | None, default: Path, *, resume: bool) -> Plan[C]:

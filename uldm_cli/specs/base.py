@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
     from pydantic.json_schema import JsonSchemaValue
 
+DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?)$"
+"""What a field that names a device takes."""
+
 _groups_in_schema: ContextVar[tuple[str, ...]] = ContextVar("groups_in_schema", default=())
 
 

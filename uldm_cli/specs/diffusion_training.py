@@ -14,7 +14,7 @@ from uldm_cli.specs.datasets import Dataset
 from uldm_cli.specs.explain import Origin, explain
 from uldm_cli.specs.models import Target
 from uldm_cli.specs.sampling import Sampling
-from uldm_cli.specs.schedules import ScaledLinear, unlearnable
+from uldm_cli.specs.schedules import ScaledLinear, check_learnable
 from uldm_cli.specs.training import Optim, Part, Train, misfit
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ class DiffusionTraining(Spec):
 
     @model_validator(mode="after")
     def _target_is_learnable(self) -> Self:
-        if wrong := unlearnable(self.target, self.schedule):
-            raise wrong
+        check_learnable(self.target, self.schedule)
         return self
 
     @model_validator(mode="after")

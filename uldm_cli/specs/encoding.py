@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from uldm_cli.errors import ConfigError
-from uldm_cli.specs.base import Slot, Spec, problem
+from uldm_cli.specs.base import DEVICE, Slot, Spec, problem
 from uldm_cli.specs.datasets import Dataset
 from uldm_cli.specs.explain import Origin, explain
 
@@ -27,9 +27,7 @@ class Encoding(Spec):
     shard_size: PositiveInt = Field(2048, description="Images a file; a multiple of batch_size.")
     batch_size: PositiveInt = Field(16, description="Images computed at once.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="What the autoencoder computes in.")
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda, or cuda:1 and so on."
-    )
+    device: str = Field("auto", pattern=DEVICE, description="auto, cpu, mps, cuda, or cuda:1 and so on.")
     workers: NonNegativeInt = Field(2, description="Processes that read image files; 0 reads in the main process.")
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from uldm_cli.specs.autoencoders import Autoencoder
 from uldm_cli.specs.backbones import Backbone
 from uldm_cli.specs.base import Slot, Spec, problem
 from uldm_cli.specs.explain import Origin, explain
-from uldm_cli.specs.schedules import unlearnable
+from uldm_cli.specs.schedules import check_learnable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,8 +67,7 @@ class LatentDiffusionModel(Model):
 
     @model_validator(mode="after")
     def _target_is_learnable(self) -> Self:
-        if wrong := unlearnable(self.target, self.schedule):
-            raise wrong
+        check_learnable(self.target, self.schedule)
         return self
 
     @model_validator(mode="after")

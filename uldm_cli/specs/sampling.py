@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from uldm_cli.errors import nearest
-from uldm_cli.specs.base import Slot, Spec, problem, spec_class
+from uldm_cli.specs.base import DEVICE, Slot, Spec, problem, spec_class
 from uldm_cli.specs.load import load_config, parse_override
 from uldm_cli.specs.samplers import Spaced
 
@@ -157,7 +157,7 @@ class Walk(Spec):
     sheet: Sheet = Field(default_factory=Sheet, description="How sheets of several pictures are printed.")
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        pattern=DEVICE,
         description="auto, cpu, mps, cuda, or cuda:1 and so on.",
     )
     precision: Literal["fp32", "bf16", "auto"] = Field("fp32", description="What the network computes in.")

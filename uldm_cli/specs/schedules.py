@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 from uldm_cli.specs.base import Spec, problem
 
 if TYPE_CHECKING:
-    from pydantic_core import PydanticCustomError
     from torch import Tensor
 
     from uldm_cli.core.schedules import VariancePreserving
@@ -97,9 +96,8 @@ class Sigmoid(Discrete):
         return sigmoid_betas(self.timesteps, self.start, self.end, self.tau)
 
 
-def unlearnable(target: str, schedule: Spec) -> "PydanticCustomError | None":
-    """Why a network cannot learn a target with a schedule."""
-    if target != "eps" or not getattr(schedule, "zero_terminal_snr", False):
-        return None
-    text = "with schedule.zero_terminal_snr the last timestep is nothing but noise, and predicting it says nothing"
-    return problem(text, "Use target v or x0", path="target")
+def check_learnable(target: str, schedule: Spec) -> None:
+    """Refuses a target that a network cannot learn with a schedule, as a validator does."""
+    if target == "eps" and getattr(schedule, "zero_terminal_snr", False):
+        text = "with schedule.zero_terminal_snr the last timestep is nothing but noise, and predicting it says nothing"
+        raise problem(text, "Use target v or x0", path="target")

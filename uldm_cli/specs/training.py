@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from uldm_cli.specs.autoencoders import Autoencoder
-from uldm_cli.specs.base import problem
+from uldm_cli.specs.base import DEVICE, problem
 from uldm_cli.specs.datasets import Dataset
 from uldm_cli.specs.sampling import LARGEST_SEED
 
@@ -60,9 +60,7 @@ class Train(Part):
         "auto",
         description="auto: bfloat16 where the device computes it natively, with float32 weights. fp16 needs CUDA.",
     )
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda, or cuda:1 and so on."
-    )
+    device: str = Field("auto", pattern=DEVICE, description="auto, cpu, mps, cuda, or cuda:1 and so on.")
     workers: NonNegativeInt = Field(2, description="Processes that read image files; 0 reads in the training process.")
     compile: bool = Field(False, description="Compile the networks first: a slow start, then faster steps.")
     log_every: PositiveInt = Field(50, description="Steps between two lines of metrics.")
