@@ -16,7 +16,7 @@ from uldm_cli.runs.architecture import Architecture, UnknownKind, autoencoder_of
 from uldm_cli.runs.configs import resolve_config
 from uldm_cli.runs.draw.plot import DEFAULT, FORMATS, Style, picture_format, save_figure
 from uldm_cli.runs.files import writable_folder
-from uldm_cli.runs.models import model_config, newest_autoencoder, resolve, unpulled_autoencoder
+from uldm_cli.runs.models import known_autoencoder, model_config, newest_autoencoder, resolve
 from uldm_cli.runs.outdir import OUTPUTS
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.diffusion_training import DiffusionTraining
@@ -119,7 +119,7 @@ def _to_be_trained(spec: DiffusionTraining) -> LatentDiffusionModel:
     if reference is None:
         hint = "Name one, as in autoencoder=fruits64, or run `uldm vqvae train` first"
         raise ConfigError(f"there is no trained autoencoder in {OUTPUTS}", hint)
-    held = unpulled_autoencoder(reference) or model_config(resolve(reference, "autoencoder"), AutoencoderModel)
+    held = known_autoencoder(reference)
     if spec.data is not None:
         spec.check_fit(held.autoencoder, reference)
     return LatentDiffusionModel(

@@ -15,11 +15,12 @@ from uldm_cli.runs.memory import diffusion_memory, mind_memory
 from uldm_cli.runs.metrics import Line
 from uldm_cli.runs.models import (
     ModelFile,
+    known_autoencoder,
     load_autoencoder,
     load_backbone,
     model_config,
+    planned_autoencoder,
     resolve,
-    unpulled_autoencoder,
 )
 from uldm_cli.runs.outdir import default_outdir
 from uldm_cli.runs.preview import Preview
@@ -69,11 +70,9 @@ def preview(plan: Plan[DiffusionTraining]) -> Preview:
 
     spec = plan.config
     assert spec.data is not None
-    where, autoencoder = str(spec.autoencoder), unpulled_autoencoder(spec.autoencoder)
-    if autoencoder is None:
-        autoencoder = model_config(resolve(spec.autoencoder, "autoencoder"), AutoencoderModel)
-    else:
-        where += f", not on this machine yet: uldm convert zoo pull {where.removeprefix('zoo:')}"
+    where, autoencoder = str(spec.autoencoder), known_autoencoder(spec.autoencoder)
+    if planned := planned_autoencoder(spec.autoencoder):
+        where += f", not on this machine yet: {planned.command}"
     channels, side, _ = autoencoder.model_copy(update={"image_size": spec.data.size}).latent_shape
     with torch.device("meta"):
         module = spec.backbone.build(channels, channels * (2 if spec.learned_variance else 1))
@@ -97,9 +96,10 @@ def complete(spec: DiffusionTraining) -> DiffusionTraining:
     Raises:
         ConfigError: there is no autoencoder, or it cannot take the data, or the backbone not its latents.
     """
-    model = unpulled_autoencoder(spec.autoencoder)
-    if model is not None and spec.latents is None and spec.data is not None:
-        completed = spec  # that is a plan; to make it true takes the weights, which `run` asks for
+    planned = planned_autoencoder(spec.autoencoder)
+    if planned and spec.latents is None and spec.data is not None:
+        # That is a plan; to make it true takes the weights, which `run` asks for.
+        completed, model = spec, planned.model
     else:
         completed, file = _found(spec)
         model = model_config(file, AutoencoderModel)

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from uldm_cli import console
 from uldm_cli.errors import ConfigError
-from uldm_cli.runs.models import model_config, resolve, unpulled_autoencoder
+from uldm_cli.runs.models import known_autoencoder
 from uldm_cli.runs.processes import neighbours
 from uldm_cli.runs.train import Plan
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.diffusion_training import DiffusionTraining
-from uldm_cli.specs.models import AutoencoderModel
 
 if TYPE_CHECKING:
     import torch
@@ -57,9 +56,7 @@ def diffusion_memory(plan: Plan[DiffusionTraining], *, activations: bool = True)
 
     spec = plan.config
     assert spec.data is not None
-    held = unpulled_autoencoder(spec.autoencoder)
-    if held is None:
-        held = model_config(resolve(spec.autoencoder, "autoencoder"), AutoencoderModel)
+    held = known_autoencoder(spec.autoencoder)
     shape = held.model_copy(update={"image_size": spec.data.size}).latent_shape
     with shapes_only(_precision(plan)) if activations else torch.device("meta"):
         backbone = spec.backbone.build(shape[0], shape[0] * (2 if spec.learned_variance else 1))

@@ -12,8 +12,11 @@ from uldm_cli.formats.detect import open_checkpoint
 from uldm_cli.formats.native import load_part
 from uldm_cli.runs import zoo
 from uldm_cli.runs.checkpoints import MODEL, Checkpoints
-from uldm_cli.runs.outdir import OUTPUTS
+from uldm_cli.runs.outdir import OUTPUTS, default_outdir
+from uldm_cli.specs.autoencoder_training import AutoencoderTraining
+from uldm_cli.specs.load import SUFFIXES, load_config
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel, M, read_model
+from uldm_cli.specs.yamlfile import read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,8 +54,8 @@ def resolve(reference: str | None, kind: str = "latent-diffusion", config: Path 
     A latent diffusion model serves as the autoencoder that it holds, too.
 
     Args:
-        reference: a path to a file or folder of any layout, a training run's folder, an embedded name, `zoo:NAME`, or
-            `hf://owner/name`.
+        reference: a path to a file or folder of any layout, a training run's folder or its YAML, an embedded name,
+            `zoo:NAME`, or `hf://owner/name`.
         kind: "latent-diffusion" or "autoencoder".
         config: the YAML of a published checkpoint, where it does not lie beside it.
 
@@ -89,7 +92,13 @@ def _located(name: str) -> Path:
         guess = nearest(name, EMBEDDED)
         hint = f"Train it first. {_KNOWN}" if path.parts[:1] == OUTPUTS.parts else _KNOWN
         raise ConfigError(f"there is no model {name!r}", f"Did you mean {guess!r}?" if guess else hint)
-    return path
+    if not (group := _trained_group(path)):
+        return path
+    run = default_outdir(group, "train", path)
+    if not (newest := Checkpoints(run).newest()):
+        what = f"{name} has not been trained: {run} holds no checkpoint"
+        raise ConfigError(what, f"Run: uldm {group} train {name}")
+    return newest / MODEL
 
 
 def newest_autoencoder(outputs: Path) -> str | None:
@@ -109,16 +118,50 @@ def _read_config(config: "Mapping[str, Any]", kind: type[M], place: str) -> M:
     return read_model(kind, config, place)
 
 
-def unpulled_autoencoder(reference: str | None) -> AutoencoderModel | None:
-    """The autoencoder of a model of the zoo that is not on this machine yet; None for every other reference.
+@dataclass(frozen=True)
+class Planned:
+    """An autoencoder that is not on this machine yet."""
+
+    model: AutoencoderModel
+    command: str
+    """What brings it here."""
+
+
+def planned_autoencoder(reference: str | None) -> Planned | None:
+    """What is known of an autoencoder of the zoo before it is pulled, and of a YAML's before it is trained.
+
+    None for every other reference, and for what is here already.
 
     Raises:
-        ConfigError: the zoo has no such model.
+        ConfigError: the zoo has no such model, or the YAML is wrong.
     """
-    name = reference.removeprefix("zoo:") if reference and reference.startswith("zoo:") else None
-    if name is None or zoo.folder(zoo.entry(name).name).exists():
+    if reference and reference.startswith("zoo:"):
+        name = reference.removeprefix("zoo:")
+        if zoo.folder(zoo.entry(name).name).exists():
+            return None
+        model = _read_config(zoo.described(name).config, AutoencoderModel, reference)
+        return Planned(model, f"uldm convert zoo pull {name}")
+    if reference and _trained_group(path := Path(reference)) == "vqvae":
+        if Checkpoints(default_outdir("vqvae", "train", path)).newest():
+            return None
+        spec = load_config(AutoencoderTraining, path)
+        model = AutoencoderModel(autoencoder=spec.autoencoder, image_size=spec.data.size)
+        return Planned(model, f"uldm vqvae train {reference}")
+    return None
+
+
+def known_autoencoder(reference: str | None) -> AutoencoderModel:
+    """The config of the autoencoder that a reference means, also of one that is not here yet."""
+    planned = planned_autoencoder(reference)
+    return planned.model if planned else model_config(resolve(reference, "autoencoder"), AutoencoderModel)
+
+
+def _trained_group(path: Path) -> str | None:
+    """The group whose `train` a path is a YAML of, such as "vqvae"; None for every other file."""
+    if path.suffix not in SUFFIXES or not path.is_file():
         return None
-    return _read_config(zoo.described(name).config, AutoencoderModel, f"zoo:{name}")
+    group, _, verb = str(read_yaml(path)[0].get("kind")).partition("-")
+    return group if verb == "train" else None
 
 
 def load_autoencoder(file: ModelFile, weights: str | None = None) -> "nn.Module":

@@ -55,7 +55,7 @@ class DiffusionTraining(Spec):
         description="The latent diffusion model whose weights training begins with: a path or a name.",
     )
     autoencoder: str | None = Field(
-        None, description="The trained autoencoder: a run folder, a checkpoint or a name; null takes the newest run's."
+        None, description="The autoencoder: a run, its YAML, a checkpoint or a name; null takes the newest run's."
     )
     data: Annotated[Dataset, Slot("datasets")] | None = Field(
         None, description="What it is trained on; null takes what the autoencoder was trained on."
