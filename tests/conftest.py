@@ -3,7 +3,7 @@
 import os
 
 # Threads of several processes that share few cores wait for each other most of the time. Before torch is imported.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import signal
 import subprocess
@@ -19,6 +19,7 @@ import pytest
 
 import uldm_cli
 from uldm_cli import console, registry
+from uldm_cli.__main__ import main
 
 # A shell's background jobs ignore Ctrl-C and would hand that on to the processes that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -44,6 +45,35 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     console.configure()
     registry._plugins.cache_clear()
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps the device and the precision of a process's first run: those of other tests are forgotten."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, which is the test's own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def uldm_main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `uldm ARGS` in this process: exit code, stdout, stderr."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        code = main([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 @dataclass(frozen=True)

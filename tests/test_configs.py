@@ -6,7 +6,7 @@ The files are found by glob, so that none is forgotten. Data are a few images in
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
-from uldm_cli.__main__ import main
 from uldm_cli.errors import ConfigError
 from uldm_cli.formats.checkpoint import Header
 from uldm_cli.formats.native import save
@@ -79,29 +77,10 @@ def idx(array: np.ndarray) -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _machine(empty_folder: Path, fresh_accelerate: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fresh one: an empty folder, nothing pulled, no network."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(empty_folder / "cache"))
     monkeypatch.setenv("ULDM_OFFLINE", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run `uldm ARGS` in this process: exit code, stdout, stderr."""
-
-    def uldm(*args: object) -> tuple[int, str, str]:
-        code = main([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return uldm
 
 
 def spec_of(file: Path) -> AutoencoderTraining | DiffusionTraining:
@@ -187,14 +166,14 @@ def test_published_models_are_those_of_the_zoo(name: str) -> None:
 
 
 @each
-def test_dry_run(file: Path, data: Path, run: Run) -> None:
+def test_dry_run(file: Path, data: Path, uldm_main: Run) -> None:
     spec = spec_of(file)
     own = isinstance(spec, DiffusionTraining) and str(spec.autoencoder).startswith("outputs/")
     if own:  # the run of vqvae.yaml beside it comes first
-        code, _, err = run("vqvae", "train", file.with_name("vqvae.yaml"), root_for(spec, data), *ONE_STEP)
+        code, _, err = uldm_main("vqvae", "train", file.with_name("vqvae.yaml"), root_for(spec, data), *ONE_STEP)
         assert code == 0, err
     group, verb, _, *_ = command_of(file)
-    code, out, err = run(group, verb, file, root_for(spec, data), "--dry-run", "--json")
+    code, out, err = uldm_main(group, verb, file, root_for(spec, data), "--dry-run", "--json")
     assert code == 0, err
     told = json.loads(out)
     name = file.parent.name if file.stem == group else file.stem
@@ -207,30 +186,30 @@ def test_dry_run(file: Path, data: Path, run: Run) -> None:
     )
 
 
-def test_a_model_of_the_zoo_that_is_not_here_is_planned_with_but_not_trained_on(data: Path, run: Run) -> None:
+def test_a_model_of_the_zoo_that_is_not_here_is_planned_with_but_not_trained_on(data: Path, uldm_main: Run) -> None:
     command = ("ldm", "train", CONFIGS / "ffhq256" / "ldm.yaml", f"data.root={data / 'files'}")
-    code, out, _ = run(*command, "--dry-run")
+    code, out, _ = uldm_main(*command, "--dry-run")
     assert code == 0
     assert "zoo:vq-f4, not on this machine yet: uldm convert zoo pull vq-f4" in out
     assert "3 channels of 64x64" in out
-    code, out, err = run(*command)
+    code, out, err = uldm_main(*command)
     assert (code, out) == (2, "")
     assert err == "error: vq-f4 of the zoo is not on this machine. Run: uldm convert zoo pull vq-f4\n"
     assert not Path("outputs").exists()
 
 
-def test_an_unknown_model_of_the_zoo_or_one_that_does_not_fit_has_no_dry_run(data: Path, run: Run) -> None:
+def test_an_unknown_model_of_the_zoo_or_one_that_does_not_fit_has_no_dry_run(data: Path, uldm_main: Run) -> None:
     command = ("ldm", "train", CONFIGS / "ffhq256" / "ldm.yaml", f"data.root={data / 'files'}", "--dry-run")
-    code, _, err = run(*command, "autoencoder=zoo:vq-f5")
+    code, _, err = uldm_main(*command, "autoencoder=zoo:vq-f5")
     assert code == 2
     assert err.startswith("error: the zoo has no model 'vq-f5'. Did you mean ")
-    code, _, err = run(*command, "data.size=260")
+    code, _, err = uldm_main(*command, "data.size=260")
     assert code == 2
     assert "multiple of 8, and these are 65x65" in err
 
 
-def test_an_own_autoencoder_comes_first(data: Path, run: Run) -> None:
-    code, _, err = run("ldm", "train", CONFIGS / "mnist" / "ldm.yaml", f"data.root={data / 'idx'}", "--dry-run")
+def test_an_own_autoencoder_comes_first(data: Path, uldm_main: Run) -> None:
+    code, _, err = uldm_main("ldm", "train", CONFIGS / "mnist" / "ldm.yaml", f"data.root={data / 'idx'}", "--dry-run")
     assert code == 2
     assert err.startswith("error: there is no model 'outputs/vqvae-mnist'. Train it first. ")
 
@@ -239,13 +218,13 @@ def test_an_own_autoencoder_comes_first(data: Path, run: Run) -> None:
 
 
 @each
-def test_one_step(file: Path, data: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_step(file: Path, data: Path, uldm_main: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_of(file)
     monkeypatch.setattr(ldm_train, "MEASURED", 64)
     monkeypatch.setattr(ldm_train, "PICTURE_STEPS", 2)
     smaller = smaller_training(spec, file) if isinstance(spec, AutoencoderTraining) else smaller_diffusion(spec, file)
     group, verb, *_ = command_of(file)
-    code, _, err = run(group, verb, file, root_for(spec, data), *ONE_STEP, *smaller, "--outdir", "trained")
+    code, _, err = uldm_main(group, verb, file, root_for(spec, data), *ONE_STEP, *smaller, "--outdir", "trained")
     assert code == 0, err
     [line] = read_lines(Path("trained/metrics.jsonl"))
     assert "skipped_steps" not in line

@@ -5,12 +5,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from uldm_cli import registry
-from uldm_cli.__main__ import main
 from uldm_cli.runs.configs import config_class
 from uldm_cli.specs.load import load_config
 from uldm_cli.specs.yamlfile import parse_yaml
@@ -20,24 +20,15 @@ KINDS = list(registry.BUILTIN["commands"])
 YAMLS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
-@pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 Result = tuple[int, str, str]
 
 
 @pytest.fixture
-def config(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def config(uldm_main: Callable[..., Result]) -> Callable[..., Result]:
     """Run `uldm config ARGS`; its exit code, stdout and stderr."""
-
-    def run(*args: str) -> Result:
-        code = main(["config", *args])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+    return partial(uldm_main, "config")
 
 
 @pytest.mark.parametrize("kind", KINDS)

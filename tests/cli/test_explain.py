@@ -5,20 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from uldm_cli.__main__ import main
-
 STEPS = ("--total_steps", 4, "--step_size", 2, "--device", "cpu")
 
 
 @pytest.fixture
-def explain(tmp_path, monkeypatch, capsys, tiny_ldm):
+def explain(empty_folder, uldm_main, tiny_ldm):
     """Run `uldm ldm explain --model TINY ...` in this process, in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
 
-    def run(*args, model=str(tiny_ldm)):
-        code = main(["ldm", "explain", *(["--model", model] if model else []), *map(str, args)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+    def run(*args, model=tiny_ldm):
+        return uldm_main("ldm", "explain", *(["--model", model] if model else []), *args)
 
     return run
 

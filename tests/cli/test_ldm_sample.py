@@ -11,20 +11,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from uldm_cli.__main__ import main
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def ldm(tmp_path, monkeypatch, capsys, tiny_ldm):
+def ldm(empty_folder, uldm_main, tiny_ldm):
     """Run `uldm ldm VERB --model TINY ...` in this process, in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
 
-    def run(verb, *args, model=str(tiny_ldm)):
-        code = main(["ldm", verb, *(["--model", model] if model else []), *map(str, args)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+    def run(verb, *args, model=tiny_ldm):
+        return uldm_main("ldm", verb, *(["--model", model] if model else []), *args)
 
     return run
 

@@ -12,38 +12,26 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from uldm_cli.__main__ import main
-
 SAMPLE = ("ldm", "sample", "--total-steps", "2", "--step-size", "1", "--save", "image", "--device", "cpu")
 
 
-@pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-    """Run `uldm ...` in this process, in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        code = main(list(args))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
-def test_recreate(call, tiny_ldm, tmp_path):
-    assert call(*SAMPLE, "--model", str(tiny_ldm), "--outdir", "run")[0] == 0
-    code, out, _ = call("viz", "recreate", "run/image_step_2.png")
+def test_recreate(uldm_main, tiny_ldm, tmp_path):
+    assert uldm_main(*SAMPLE, "--model", str(tiny_ldm), "--outdir", "run")[0] == 0
+    code, out, _ = uldm_main("viz", "recreate", "run/image_step_2.png")
     assert code == 0
     assert out == "outputs/viz-recreate/image_step_2.png, by `uldm ldm sample`: identical to run/image_step_2.png\n"
     assert (tmp_path / "outputs/viz-recreate/sample.yaml").read_text() == (tmp_path / "run/sample.yaml").read_text()
 
-    code, out, _ = call("viz", "recreate", "run/image_step_1.png", "--outdir", "again", "--json")
+    code, out, _ = uldm_main("viz", "recreate", "run/image_step_1.png", "--outdir", "again", "--json")
     told = json.loads(out)
     assert code == 0
     assert (told["file"], told["identical"], told["psnr"]) == ("again/image_step_1.png", True, None)
     assert told["made_by"] == {"command": "ldm sample", "version": "0.1.0", "kind": "image", "step": "1"}
     assert told["config"]["model"] == str(tiny_ldm)
-    assert call("viz", "recreate", "run/image_step_1.png", "--outdir", "again", "-q") == (0, "", "")
+    assert uldm_main("viz", "recreate", "run/image_step_1.png", "--outdir", "again", "-q") == (0, "", "")
 
 
 @pytest.mark.parametrize(
@@ -59,15 +47,15 @@ def test_recreate(call, tiny_ldm, tmp_path):
         ("vqvae visualize a.png --model MODEL --device cpu --out of/looks", "of/looks/a_code_hist.png"),
     ],
 )
-def test_command_lines_are_run_again(call, tiny_ldm, tmp_path, args, written):
+def test_command_lines_are_run_again(uldm_main, tiny_ldm, tmp_path, args, written):
     for number, name in enumerate(("a.png", "b.png")):
         Image.linear_gradient("L").resize((64, 64)).rotate(90 * number).convert("RGB").save(name)
     words = [word.replace("MODEL", str(tiny_ldm)) for word in args.split()]
-    code, _, err = call(*words)
+    code, _, err = uldm_main(*words)
     assert code == 0, err
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
 
-    code, out, err = call("viz", "recreate", written, "--outdir", "again", "--json")
+    code, out, err = uldm_main("viz", "recreate", written, "--outdir", "again", "--json")
     assert code == 0, err
     assert err.startswith(f"running: uldm {' '.join(words[:2])} ")
     told = json.loads(out)
@@ -77,17 +65,17 @@ def test_command_lines_are_run_again(call, tiny_ldm, tmp_path, args, written):
     after = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if tmp_path / "again" not in path.parents}
     assert after == before
 
-    code, _, err = call("viz", "recreate", told["file"], "--outdir", "again")
+    code, _, err = uldm_main("viz", "recreate", told["file"], "--outdir", "again")
     assert code == 2
     assert err.endswith("lies in again, and could be written over. Give another --outdir\n")
 
 
-def test_what_a_command_line_needs_is_named(call, tmp_path):
+def test_what_a_command_line_needs_is_named(uldm_main, tmp_path):
     for name in ("a.png", "b.png"):
         Image.linear_gradient("L").resize((64, 64)).save(name)
-    assert call("viz", "lpips", "a.png", "b.png", "--dummy", "-q") == (0, "", "")
+    assert uldm_main("viz", "lpips", "a.png", "b.png", "--dummy", "-q") == (0, "", "")
     (tmp_path / "b.png").unlink()
-    code, out, err = call("viz", "recreate", "lpips_heatmap.png", "-q")
+    code, out, err = uldm_main("viz", "recreate", "lpips_heatmap.png", "-q")
     assert (code, out) == (2, "")
     assert "b.png" in err
     assert err.count("\n") == 1
@@ -107,30 +95,30 @@ def test_what_a_command_line_needs_is_named(call, tmp_path):
         ({"arguments": ["cosine", "--out", "elsewhere.png"]}, None),
     ],
 )
-def test_a_strange_command_line_is_not_followed(call, tmp_path, change, message):
-    assert call("viz", "schedule", "cosine", "--dpi", "40", "--out", "s.png")[0] == 0
+def test_a_strange_command_line_is_not_followed(uldm_main, tmp_path, change, message):
+    assert uldm_main("viz", "schedule", "cosine", "--dpi", "40", "--out", "s.png")[0] == 0
     with Image.open("s.png") as image:
         said = json.loads(image.text["uldm"]) | change
         information = PngInfo()
         information.add_text("uldm", json.dumps(said))
         image.save("strange.png", pnginfo=information)
-    code, _, err = call("viz", "recreate", "strange.png", "--outdir", "again", "-q")
+    code, _, err = uldm_main("viz", "recreate", "strange.png", "--outdir", "again", "-q")
     assert (code > 0) == bool(message)
     assert (message or "") in err
     assert {path.name for path in tmp_path.iterdir()} <= {"s.png", "strange.png", "again"}
 
 
-def test_a_picture_of_another_program_is_one_line(call, tmp_path):
+def test_a_picture_of_another_program_is_one_line(uldm_main, tmp_path):
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "plain.png")
-    code, out, err = call("viz", "recreate", "plain.png")
+    code, out, err = uldm_main("viz", "recreate", "plain.png")
     assert (code, out) == (2, "")
     assert err.startswith("error: plain.png does not say how it was made.")
     assert err.count("\n") == 1
 
 
-def test_pictures_are_shown_in_a_terminal_only(call, tiny_ldm, tmp_path):
+def test_pictures_are_shown_in_a_terminal_only(uldm_main, tiny_ldm, tmp_path):
     args = (*SAMPLE, "--model", str(tiny_ldm), "--show-inline")
-    code, out, _ = call(*args)
+    code, out, _ = uldm_main(*args)
     assert code == 0
     assert "\x1b" not in out
 

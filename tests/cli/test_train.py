@@ -5,16 +5,11 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
-from uldm_cli.__main__ import main
 from uldm_cli.cli import ldm, vqvae
 from uldm_cli.formats.native import read_header
 from uldm_cli.specs.yamlfile import read_yaml
@@ -32,44 +27,7 @@ VQVAE = (
 UNET = ("backbone.model_channels=32", "backbone.num_res_blocks=1", "schedule.timesteps=10", *QUICK)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads that share such small work wait for each other, for minutes where the machine has more to do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty folder, and no precision kept from another test's run."""
-    monkeypatch.chdir(tmp_path)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture
-def uldm_main(capsys):
-    """Run `uldm ARGS` in this process: exit code, stdout, stderr."""
-
-    def run(*args):
-        code = main([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def photos() -> Path:
-    """Some small colour photographs in `photos`."""
-    Path("photos").mkdir()
-    generator = np.random.default_rng(0)
-    for number in range(10):
-        Image.fromarray(generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(f"photos/{number}.png")
-    return Path("photos")
+pytestmark = pytest.mark.usefixtures("empty_folder", "fresh_accelerate")
 
 
 def names(folder="."):

@@ -1,6 +1,7 @@
 """`uldm viz trajectory`, `schedule`, `noising` and `curves` as they are typed."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,16 +12,9 @@ from uldm_cli.runs.files import write_png
 
 
 @pytest.fixture
-def viz(tmp_path, monkeypatch, capsys):
+def viz(empty_folder, uldm_main):
     """Run `uldm viz ...` in this process, in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        code = main(["viz", *map(str, args)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return partial(uldm_main, "viz")
 
 
 @pytest.fixture

@@ -3,48 +3,17 @@
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 
-from uldm_cli.__main__ import main
 from uldm_cli.cli import vqvae_encode
 
 SIZE = ("data.size=16", "--device", "cpu")
 FRUITS = ("--model", "fruits64", "data=images", "data.root=photos", *SIZE, "workers=0")
 
-
-@pytest.fixture(autouse=True)
-def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A folder with ten small photographs in `photos`, and no precision kept from another test's run."""
-    monkeypatch.chdir(tmp_path)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    Path("photos").mkdir()
-    generator = np.random.default_rng(0)
-    for number in range(10):
-        Image.fromarray(generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(f"photos/{number}.png")
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def uldm_main(capsys):
-    """Run `uldm ARGS` in this process: exit code, stdout, stderr."""
-
-    def run(*args):
-        code = main([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+pytestmark = pytest.mark.usefixtures("photos", "fresh_accelerate")
 
 
 def names():

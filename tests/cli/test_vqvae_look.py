@@ -7,23 +7,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from uldm_cli.__main__ import main
-
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def vqvae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_ldm: Path) -> Run:
+def vqvae(empty_folder: Path, uldm_main: Run, tiny_ldm: Path) -> Run:
     """Run `uldm vqvae VERB ... --model TINY` in this process, in a folder with a few images: code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
     for number, name in enumerate(("a.png", "b.png")):
         Image.linear_gradient("L").resize((32, 32)).rotate(90 * number).convert("RGB").save(f"in/{name}")
 
     def run(verb: str, *args: object, model: bool = True) -> tuple[int, str, str]:
-        code = main(["vqvae", verb, *map(str, args), *(["--model", str(tiny_ldm)] if model else [])])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return uldm_main("vqvae", verb, *args, *(["--model", tiny_ldm] if model else []))
 
     return run
 

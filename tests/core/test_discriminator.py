@@ -1,16 +1,9 @@
-"""The patch discriminator: shapes, what a logit sees, start values; and its statistics over two processes."""
-
-import os
-import runpy
-import subprocess
-import sys
-from pathlib import Path
+"""The patch discriminator: shapes, what a logit sees and start values."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import uldm_cli
 from uldm_cli.core.discriminator import BatchNorm2d, PatchGAN, receptive_field
 from uldm_cli.errors import UsageError
 
@@ -21,7 +14,6 @@ PUBLISHED = {
     "paddings": (1,) * 5,
 }
 NARROW = {"channels": (4, 4, 4), "kernels": (4,) * 4, "strides": (2, 2, 2, 1), "paddings": (1,) * 4}
-TOGETHER = Path(__file__).parent / "two_processes.py"
 
 
 def images(count: int = 2, channels: int = 3, size: int = 64) -> Tensor:
@@ -92,48 +84,3 @@ def test_start_values() -> None:
 def test_lists_of_different_lengths_are_refused(name) -> None:
     with pytest.raises(UsageError, match=f"{name} have 3 entries. Its 3 channels need 4: one a convolution"):
         PatchGAN(3, **NARROW | {name: (1, 1, 1)})
-
-
-@pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-    """What one process computes, and each of two."""
-    folder = tmp_path_factory.mktemp("together")
-    parent = str(Path(uldm_cli.__file__).parents[1])
-    env = os.environ | {"PYTHONPATH": parent, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    started = [
-        subprocess.Popen([sys.executable, TOGETHER, str(rank), folder], env=env, stderr=subprocess.PIPE, text=True)
-        for rank in (0, 1)
-    ]
-    alone = runpy.run_path(str(TOGETHER))["compute"]()
-    for process in started:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-    return alone, [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
-
-
-def test_two_processes_compute_what_one_does(together) -> None:
-    """Batch statistics with their gradients, gradients' norms in the adaptive weight, and so weights after steps."""
-    alone, parts = together
-    assert all(part.keys() == alone.keys() for part in parts)
-    assert len(alone) > 50
-    assert alone["3.d_weight"] > 0
-    for name, expected in alone.items():
-        if name.startswith("part."):
-            torch.testing.assert_close(torch.cat([part[name] for part in parts]), expected, rtol=1e-10, atol=1e-10)
-        else:
-            for part in parts:
-                torch.testing.assert_close(part[name], expected, rtol=1e-10, atol=1e-10, msg=f"{name} differs")
-
-
-def test_one_process_normalises_as_torch_does(together) -> None:
-    """Its mean is far from 0, so a variance taken as a difference of squares would show."""
-    torch.manual_seed(0)
-    module = runpy.run_path(str(TOGETHER))
-    norm = nn.BatchNorm2d(5).double()
-    nn.init.normal_(norm.weight)
-    out = norm(100 + module["drawn"](4, 5, 3, 4))
-    alone, _ = together
-    torch.testing.assert_close(alone["part.out"], out.detach())
-    torch.testing.assert_close(alone["running_var"], norm.running_var)
-    torch.testing.assert_close(alone["running_mean"], norm.running_mean)
-    assert alone["num_batches_tracked"] == norm.num_batches_tracked == 1

@@ -54,12 +54,7 @@ COLOURS = torch.rand(24, 3, 3, 3, generator=torch.Generator().manual_seed(0))
 IMAGES = (F.interpolate(COLOURS, size=16, mode="bilinear") * 255).to(torch.uint8)  # smooth, so there is much to learn
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> Iterator[None]:
-    """Accelerate's device and precision are one a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def batches(start: int = 0, size: int = 4) -> Iterator[Batch]:

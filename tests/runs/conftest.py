@@ -1,11 +1,12 @@
 """What the tests of training runs share: very small trainings, and how to run, stop and compare them."""
 
 import multiprocessing
+import resource
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,15 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from uldm_cli.formats.checkpoint import Header
+from uldm_cli.formats.native import save
 from uldm_cli.runs import ldm_train, vqvae_train
 from uldm_cli.runs.metrics import Means, read_lines
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.diffusion_training import DiffusionTraining
+from uldm_cli.specs.encoding import Encoding
 from uldm_cli.specs.load import dump_yaml
+from uldm_cli.specs.models import AutoencoderModel
 
 Spec = AutoencoderTraining | DiffusionTraining
 
@@ -86,16 +91,21 @@ class Training:
 PROCESSES = multiprocessing.get_context("forkserver")
 CORE = ("uldm_cli.core.autoencoding", "uldm_cli.core.diffusing", "uldm_cli.core.engine")
 PROCESSES.set_forkserver_preload(["uldm_cli.cli.app", *CORE, "PIL.PngImagePlugin"])
+COMMANDS = {
+    AutoencoderTraining: ("vqvae", "train"),
+    DiffusionTraining: ("ldm", "train"),
+    Encoding: ("vqvae", "encode"),
+}
 MAIN = """
-import multiprocessing, os, sys, torch
+import multiprocessing, os, sys
 from uldm_cli.__main__ import main
-torch.set_num_threads(1)
 os.environ.update(environment)
 os.setsid()
 multiprocessing.set_start_method("fork", force=True)  # else its readers had a server of their own, and outlived it
 log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 os.dup2(log, 1)
 os.dup2(log, 2)
+exec(before)
 sys.exit(main(args))
 """
 
@@ -107,15 +117,18 @@ class Process:
         spec: what is run.
         folder: the run's.
         environment: as a launcher sets it.
+        before: code that is run before it.
     """
 
-    def __init__(self, spec: Spec, folder: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, spec: Spec | Encoding, folder: Path, environment: dict[str, str] | None = None, before: str = ""
+    ) -> None:
         self.folder, self.log = folder, folder.with_suffix(f".log{(environment or {}).get('RANK', '')}")
         config = folder.with_suffix(".yaml")
         config.write_text(dump_yaml(spec))
-        group = "vqvae" if isinstance(spec, AutoencoderTraining) else "ldm"
-        given = {"args": [group, "train", str(config), "--outdir", str(folder)], "environment": environment or {}}
-        self.process = PROCESSES.Process(target=exec, args=(MAIN, given | {"path": str(self.log)}))
+        command = COMMANDS[type(spec)]
+        given = {"args": [*command, str(config), "--outdir", str(folder)], "environment": environment or {}}
+        self.process = PROCESSES.Process(target=exec, args=(MAIN, given | {"path": str(self.log), "before": before}))
         self.process.start()
 
     def wait_for_lines(self, count: int) -> None:
@@ -131,17 +144,17 @@ class Process:
         assert self.exit_code() == -signal.SIGKILL
 
     def exit_code(self) -> int | None:
-        self.process.join(60)
+        self.process.join(100)
         return self.process.exitcode
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Process]]:
-    """Starts processes, of which none outlives the test."""
+    """Starts processes, as `Process` says, of which none outlives the test."""
     started = []
 
-    def begin(spec: Spec, folder: Path, environment: dict[str, str] | None = None) -> Process:
-        started.append(Process(spec, folder, environment))
+    def begin(*args, **options) -> Process:
+        started.append(Process(*args, **options))
         return started[-1]
 
     yield begin
@@ -150,10 +163,21 @@ def start() -> Iterator[Callable[..., Process]]:
 
 
 @pytest.fixture
+def finish() -> Callable[[list[Process]], None]:
+    """Waits for processes, which end well."""
+
+    def wait(processes: list[Process]) -> None:
+        for process in processes:
+            assert process.exit_code() == 0, process.log.read_text()
+
+    return wait
+
+
+@pytest.fixture
 def start_two(start: Callable[..., Process]) -> Callable[..., list[Process]]:
     """Starts a run in two processes, as torchrun does it."""
 
-    def begin(spec: Spec, folder: Path) -> list[Process]:
+    def begin(spec: Spec | Encoding, folder: Path) -> list[Process]:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = str(found.getsockname()[1])
@@ -163,21 +187,25 @@ def start_two(start: Callable[..., Process]) -> Callable[..., list[Process]]:
     return begin
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads that share such small work wait for each other, for minutes where the machine has more to do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture
+def training(fresh_accelerate: None) -> Training:
+    return Training()
 
 
 @pytest.fixture
-def training(one_thread: None) -> Iterator[Training]:
-    """Accelerate keeps the precision of a process's first run, and other tests may choose another: it is forgotten."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield Training()
-    AcceleratorState._reset_state(reset_partial_state=True)
+def largest_file() -> Callable[[int], AbstractContextManager[None]]:
+    """Inside `largest_file(size)`, writing more than so many bytes to a file fails, as on a disk that is full."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
 
 
 @pytest.fixture(scope="module")
@@ -238,12 +266,23 @@ def kl(photos: Path) -> Callable[..., AutoencoderTraining]:
 
 
 @pytest.fixture(scope="module")
-def autoencoder(one_thread: None, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def autoencoder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished autoencoder's run."""
     AcceleratorState._reset_state(reset_partial_state=True)
     folder = tmp_path_factory.mktemp("autoencoder")
     Training.run(small_autoencoder({"kind": "images", "root": str(photos), "size": 16, "flip": True}), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def kl_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a small autoencoder of images of 16 pixels, with posteriors of some width."""
+    kind = {"kind": "kl", "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "resolution": 16}
+    model = AutoencoderModel.model_validate({"autoencoder": kind, "image_size": 16})
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("kl") / "kl.safetensors"
+    save(path, Header("autoencoder", model.model_dump(mode="json")), {"model": model.build().state_dict()})
+    return path
 
 
 @pytest.fixture

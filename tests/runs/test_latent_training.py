@@ -12,15 +12,13 @@ from uldm_cli.core.data import open_images, stream
 from uldm_cli.core.diffusing import training_latents
 from uldm_cli.core.training import to_float
 from uldm_cli.errors import ConfigError
-from uldm_cli.formats.checkpoint import Header
-from uldm_cli.formats.native import load_tensors, read_header, save
+from uldm_cli.formats.native import load_tensors, read_header
 from uldm_cli.runs import ldm_train, vqvae_encode
 from uldm_cli.runs.latent_cache import open_cache, read_index
 from uldm_cli.runs.metrics import read_lines
 from uldm_cli.runs.models import load_autoencoder, resolve
 from uldm_cli.specs.diffusion_training import DiffusionTraining
 from uldm_cli.specs.encoding import Encoding
-from uldm_cli.specs.models import AutoencoderModel
 
 
 @pytest.fixture
@@ -43,17 +41,6 @@ def encoded(training, images: Path, tmp_path: Path):
     return make
 
 
-@pytest.fixture(scope="module")
-def kl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small autoencoder whose latents are drawn."""
-    kind = {"kind": "kl", "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "resolution": 16}
-    model = AutoencoderModel.model_validate({"autoencoder": kind, "image_size": 16})
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("kl") / "kl.safetensors"
-    save(path, Header("autoencoder", model.model_dump(mode="json")), {"model": model.build().state_dict()})
-    return path
-
-
 def changed(spec: DiffusionTraining, **fields: object) -> DiffusionTraining:
     return DiffusionTraining.model_validate({**spec.model_dump(), **fields})
 
@@ -66,8 +53,10 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(("kind", "precision"), [("vq", "fp32"), ("kl", "fp32"), ("kl", "fp64")])
-def test_latents_train_what_images_train(training, encoded, images, autoencoder, kl, ldm, kind, precision, tmp_path):
-    model = autoencoder if kind == "vq" else kl
+def test_latents_train_what_images_train(
+    training, encoded, images, autoencoder, kl_file, ldm, kind, precision, tmp_path
+):
+    model = autoencoder if kind == "vq" else kl_file
     folder = encoded(model)
     data = {"kind": "images", "root": str(images), "size": 16, "flip": True}
     known = {"autoencoder": str(model), "scale_factor": read_index(folder).scale_factor}
@@ -85,10 +74,10 @@ def test_latents_train_what_images_train(training, encoded, images, autoencoder,
     assert read_header(runs[0]).config == read_header(runs[1]).config
 
 
-def test_each_sample_is_the_latent_of_its_image(encoded, images, kl):
+def test_each_sample_is_the_latent_of_its_image(encoded, images, kl_file):
     """Mirrored and drawn alike."""
-    folder, size = encoded(kl), {"batch_size": 8, "seed": 3}
-    module = load_autoencoder(resolve(str(kl), "autoencoder"))
+    folder, size = encoded(kl_file), {"batch_size": 8, "seed": 3}
+    module = load_autoencoder(resolve(str(kl_file), "autoencoder"))
     pictures = stream(open_images(images, size=16), **size)
     latents = stream(open_cache(folder, read_index(folder), flip=True), **size)
     least = torch.inf

@@ -38,13 +38,8 @@ def undropped(spec):
     return spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"dropout": 0.0})})
 
 
-def finish(processes):
-    for process in processes:
-        assert process.exit_code() == 0, process.log.read_text()
-
-
 @pytest.mark.parametrize("command", ["vqvae", "gan", "ldm"])
-def test_two_processes_train_as_one_and_one_goes_on(training, start_two, command, request, tmp_path):
+def test_two_processes_train_as_one_and_one_goes_on(training, start_two, finish, command, request, tmp_path):
     """In float64 50 steps within 1e-6; the second half again in one process."""
     spec = undropped(request.getfixturevalue(command)(steps=50, save_every=25, log_every=5, precision="fp64"))
     training.run(spec, tmp_path / "one")
@@ -55,7 +50,7 @@ def test_two_processes_train_as_one_and_one_goes_on(training, start_two, command
     assert_alike(training, tmp_path / "one", tmp_path / "two", 1e-6)
 
 
-def test_in_float32_the_first_steps_agree(training, start_two, vqvae, tmp_path):
+def test_in_float32_the_first_steps_agree(training, start_two, finish, vqvae, tmp_path):
     spec = vqvae(steps=5, log_every=1)
     training.run(spec, tmp_path / "one")
     finish(start_two(spec, tmp_path / "two"))
@@ -70,7 +65,7 @@ def test_micro_batches_make_the_step_of_the_whole_batch(training, ldm, tmp_path)
     assert_alike(training, tmp_path / "one", tmp_path / "four", 1e-9)
 
 
-def test_only_the_main_process_speaks(training, start_two, vqvae, tmp_path):
+def test_only_the_main_process_speaks(training, start_two, finish, vqvae, tmp_path):
     first, second = start_two(vqvae(), tmp_path / "run")
     finish([first, second])
     assert "step 3/20" in first.log.read_text()

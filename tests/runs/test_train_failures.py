@@ -1,11 +1,8 @@
 """Training runs that meet damage, NaN, full disks and images that cannot be used: what was saved stays whole."""
 
 import os
-import resource
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -110,18 +107,7 @@ def test_a_learning_rate_that_is_far_too_large_is_told(training, vqvae, tmp_path
         training.run(spec, tmp_path / "run")
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Inside, writing more than so many bytes to a file fails, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_leaves_what_was_saved_and_the_run_goes_on_later(training, vqvae, tmp_path):
+def test_a_full_disk_leaves_what_was_saved_and_the_run_goes_on_later(training, vqvae, largest_file, tmp_path):
     folder = tmp_path / "run"
     training.run(vqvae(), tmp_path / "whole")
     training.interrupt(vqvae(), folder, 7)
@@ -135,7 +121,7 @@ def test_a_full_disk_leaves_what_was_saved_and_the_run_goes_on_later(training, v
     assert training.outcome(folder) == training.outcome(tmp_path / "whole")
 
 
-def test_a_disk_without_room_for_a_line_is_told(training, vqvae, tmp_path):
+def test_a_disk_without_room_for_a_line_is_told(training, vqvae, largest_file, tmp_path):
     folder = tmp_path / "run"
     spec = vqvae(picture_every=training.STEPS, save_every=training.STEPS)
     with largest_file(2000), pytest.raises(UldmError, match=r"metrics\.jsonl could not be written"):

@@ -1,15 +1,8 @@
 """Latent caches on disk: what is in them, resuming, several processes, damage, and what is refused."""
 
 import json
-import multiprocessing
-import os
-import resource
 import shutil
 import signal
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -28,17 +21,6 @@ from uldm_cli.specs.encoding import Encoding
 from uldm_cli.specs.models import AutoencoderModel
 
 IMAGES = 20
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["uldm_cli.cli.app", "uldm_cli.core.engine", "uldm_cli.core.autoencoding"])
-CALL = "import runpy; runpy.run_path(path)[name](*args)"
-
-
-def process(function: Callable[..., None], *args: object) -> BaseProcess:
-    """A process that calls a function of this file, which is no module that it could import."""
-    given = {"path": __file__, "name": function.__name__, "args": args}
-    return PROCESSES.Process(target=exec, args=(CALL, given))
-
-
 QUICK = {"shard_size": 8, "batch_size": 4, "workers": 0, "device": "cpu"}
 
 
@@ -51,18 +33,6 @@ def encoding(training, autoencoder: Path, photos: Path):
         return Encoding.model_validate({"autoencoder": str(autoencoder), "data": data, **QUICK, **fields})
 
     return make
-
-
-@pytest.fixture(scope="session")
-def kl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a small autoencoder with posteriors of some width, and of images of 16 pixels."""
-    kind = {"kind": "kl", "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "resolution": 16}
-    model = AutoencoderModel.model_validate({"autoencoder": kind, "image_size": 16})
-    torch.manual_seed(0)
-    module = model.build()
-    path = tmp_path_factory.mktemp("kl") / "kl.safetensors"
-    save(path, Header("autoencoder", model.model_dump(mode="json")), {"model": module.state_dict()})
-    return path
 
 
 def encode(spec: Encoding, folder: Path) -> vqvae_encode.Result:
@@ -120,11 +90,11 @@ def test_without_flip_one_orientation_is_stored(encoding, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_mean_and_log_variance_of_a_kl_autoencoder(encoding, kl, photos, dtype, tmp_path):
-    result = encode(encoding(autoencoder=str(kl), flip=False, dtype=dtype), tmp_path / "z")
+def test_mean_and_log_variance_of_a_kl_autoencoder(encoding, kl_file, photos, dtype, tmp_path):
+    result = encode(encoding(autoencoder=str(kl_file), flip=False, dtype=dtype), tmp_path / "z")
     found = everything(tmp_path / "z")
     with torch.no_grad():
-        mean, logvar = load_autoencoder(resolve(str(kl), "autoencoder")).moments(pixels(photos)[0])
+        mean, logvar = load_autoencoder(resolve(str(kl_file), "autoencoder")).moments(pixels(photos)[0])
     assert found.keys() == {"mean", "logvar", "label"}
     assert found["mean"].dtype == getattr(torch, dtype)
     tolerance = {"rtol": 0, "atol": 1e-5} if dtype == "float32" else {"rtol": 1e-3, "atol": 1e-3}
@@ -172,32 +142,30 @@ def test_a_dry_run_writes_nothing_and_knows_the_size(encoding, tmp_path):
 # Stopping and going on
 
 
-def killed_while_writing(spec: Encoding, folder: Path) -> None:
-    """Encodes, and is killed in the middle of writing the second file, after two of its three tensors."""
-    from uldm_cli.formats import tensors
+KILLED = """
+import signal
+from uldm_cli.formats import tensors
 
-    torch.set_num_threads(1)
-    write = tensors._write_tensor
-    left = [3 + 2]
+write = tensors._write_tensor
+left = [3 + 2]
 
-    def tensor(file, name, ref):
-        write(file, name, ref)
-        left[0] -= 1
-        if left[0] == 0:
-            file.flush()
-            os.kill(os.getpid(), signal.SIGKILL)
+def tensor(file, name, ref):
+    write(file, name, ref)
+    left[0] -= 1
+    if left[0] == 0:
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    tensors._write_tensor = tensor
-    encode(spec, folder)
+tensors._write_tensor = tensor
+"""
+"""A process that encodes is killed in the middle of the second file, after two of its three tensors."""
 
 
-def test_what_was_killed_goes_on_with_what_is_missing(encoding, tmp_path, capsys):
+def test_what_was_killed_goes_on_with_what_is_missing(encoding, start, tmp_path, capsys):
     spec = encoding()
     encode(spec, tmp_path / "whole")
-    killed = process(killed_while_writing, spec, tmp_path / "killed")
-    killed.start()
-    killed.join(100)
-    assert killed.exitcode == -signal.SIGKILL
+    killed = start(spec, tmp_path / "killed", before=KILLED)
+    assert killed.exit_code() == -signal.SIGKILL, killed.log.read_text()
     assert sorted(files(tmp_path / "killed")) == ["encode.yaml", "latents-00000.safetensors"]
     assert list((tmp_path / "killed").glob(".*.tmp"))
     with pytest.raises(ConfigError, match=r"half-written: 1 file of latents, and no index.json.* uldm vqvae encode"):
@@ -252,36 +220,15 @@ def test_a_damaged_file_is_named_and_made_anew(encoding, damage, tmp_path, capsy
 # Several processes
 
 
-def one_of(spec: Encoding, folder: Path, rank: int, world: int, port: int) -> None:
-    """What torchrun starts: one process of several."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    encode(spec, folder)
-    torch.distributed.destroy_process_group()
-
-
-def together(spec: Encoding, folder: Path, world: int = 2) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = [process(one_of, spec, folder, rank, world, port) for rank in range(world)]
-    for one in running:
-        one.start()
-    for one in running:
-        one.join(100)
-    assert [one.exitcode for one in running] == [0] * world
-
-
-def test_two_processes_write_what_one_does_byte_for_byte(encoding, mixed, tmp_path):
+def test_two_processes_write_what_one_does_byte_for_byte(encoding, mixed, start_two, finish, tmp_path):
     spec = encoding(mixed)
     encode(spec, tmp_path / "one")
-    together(spec, tmp_path / "two")
+    finish(start_two(spec, tmp_path / "two"))
     assert files(tmp_path / "two") == files(tmp_path / "one")
     for number in (0, 1):
         (tmp_path / "two" / f"latents-{number:05}.safetensors").unlink()
     (tmp_path / "two" / "latents-00002.safetensors").write_bytes(b"cut")
-    together(spec, tmp_path / "two")
+    finish(start_two(spec, tmp_path / "two"))
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
@@ -381,18 +328,7 @@ def test_random_crops_cannot_be_encoded(encoding, photos, tmp_path):
     assert not (tmp_path / "z").exists()
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Inside, writing more than so many bytes to a file fails, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_is_told_and_leaves_no_half_file(encoding, tmp_path):
+def test_a_full_disk_is_told_and_leaves_no_half_file(encoding, largest_file, tmp_path):
     with largest_file(5000), pytest.raises(UldmError, match=r"disk full while writing .*latents-00000") as caught:
         encode(encoding(), tmp_path / "z")
     assert caught.value.exit_code == 1
@@ -409,10 +345,10 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_encoded(encoding, t
     assert not (tmp_path / "z").exists()
 
 
-def test_latents_beyond_float16_are_told(encoding, kl, tmp_path):
-    module = load_autoencoder(resolve(str(kl), "autoencoder"))
+def test_latents_beyond_float16_are_told(encoding, kl_file, tmp_path):
+    module = load_autoencoder(resolve(str(kl_file), "autoencoder"))
     module.quant_conv.bias.data[0] = 1e5
-    model = model_config(resolve(str(kl), "autoencoder"), AutoencoderModel)
+    model = model_config(resolve(str(kl_file), "autoencoder"), AutoencoderModel)
     path = tmp_path / "far.safetensors"
     save(path, Header("autoencoder", model.model_dump(mode="json")), {"model": module.state_dict()})
     with pytest.raises(UldmError, match=r"NaN or infinite in float16\. Use dtype=float32"):

@@ -26,9 +26,7 @@ FILES = ("_code_hist.png", "_loss.txt", "_recon.png", "_recon_indices.png")
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(1)
+def _in_a_folder_of_its_own(empty_folder: Path) -> None:
     console.configure(quiet=True)
 
 

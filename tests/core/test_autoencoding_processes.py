@@ -1,13 +1,9 @@
-"""What two processes compute together, for comparison with one: run as `python two_processes.py RANK FOLDER`.
+"""An autoencoder against a discriminator in two processes: statistics, gradients and weights are those of one.
 
-Everything is float64. Run by itself, each process has half of a batch; imported, `compute()` has it all.
+Everything is float64. One process has all of a batch; of two, each has half.
 """
 
-import sys
-from pathlib import Path
-
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -90,9 +86,28 @@ def compute() -> Values:
     return {**normalised(), **trained()}
 
 
-if __name__ == "__main__":
-    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
-    torch.save(compute(), folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+def test_two_processes_compute_what_one_does(computed) -> None:
+    """Batch statistics with their gradients, gradients' norms in the adaptive weight, and so weights after steps."""
+    alone, parts = computed.alone, computed.parts
+    assert all(part.keys() == alone.keys() for part in parts)
+    assert len(alone) > 50
+    assert alone["3.d_weight"] > 0
+    for name, expected in alone.items():
+        if name.startswith("part."):
+            torch.testing.assert_close(torch.cat([part[name] for part in parts]), expected, rtol=1e-10, atol=1e-10)
+        else:
+            for part in parts:
+                torch.testing.assert_close(part[name], expected, rtol=1e-10, atol=1e-10, msg=f"{name} differs")
+
+
+def test_one_process_normalises_as_torch_does(computed) -> None:
+    """Its mean is far from 0, so a variance taken as a difference of squares would show."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(5).double()
+    nn.init.normal_(norm.weight)
+    out = norm(100 + drawn(4, 5, 3, 4))
+    alone = computed.alone
+    torch.testing.assert_close(alone["part.out"], out.detach())
+    torch.testing.assert_close(alone["running_var"], norm.running_var)
+    torch.testing.assert_close(alone["running_mean"], norm.running_mean)
+    assert alone["num_batches_tracked"] == norm.num_batches_tracked == 1
