@@ -22,7 +22,7 @@ from uldm_cli.formats.native import save
 from uldm_cli.runs import ldm_train, zoo
 from uldm_cli.runs.configs import config_class, resolve_config
 from uldm_cli.runs.metrics import read_lines
-from uldm_cli.runs.models import unpulled_autoencoder
+from uldm_cli.runs.models import planned_autoencoder
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.diffusion_training import DiffusionTraining
 from uldm_cli.specs.models import AutoencoderModel
@@ -78,7 +78,8 @@ def idx(array: np.ndarray) -> bytes:
 
 @pytest.fixture(autouse=True)
 def _machine(empty_folder: Path, fresh_accelerate: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh one: an empty folder, nothing pulled, no network."""
+    """A fresh one: a folder with the configs and nothing else, nothing pulled, no network."""
+    (empty_folder / "configs").symlink_to(CONFIGS)
     monkeypatch.setenv("XDG_CACHE_HOME", str(empty_folder / "cache"))
     monkeypatch.setenv("ULDM_OFFLINE", "1")
 
@@ -130,9 +131,10 @@ def test_every_model_and_file_that_a_head_names_is_there(file: Path) -> None:
 @each_autoencoder
 def test_published_autoencoders_are_those_of_the_zoo(name: str) -> None:
     spec, entry = resolve_config(str(CONFIGS / "autoencoders" / f"{name}.yaml")), zoo.entry(name)
-    published = unpulled_autoencoder(f"zoo:{name}")
+    planned = planned_autoencoder(f"zoo:{name}")
     assert isinstance(spec, AutoencoderTraining)
-    assert published is not None
+    assert planned is not None
+    published = planned.model
     assert spec.autoencoder == published.autoencoder  # so that init_from=zoo:NAME works
     assert (spec.train.steps, spec.data.size) == (entry.train_steps, published.image_size)
     assert spec.optim.lr == pytest.approx(4.5e-6 * spec.train.batch_size)
@@ -168,10 +170,6 @@ def test_published_models_are_those_of_the_zoo(name: str) -> None:
 @each
 def test_dry_run(file: Path, data: Path, uldm_main: Run) -> None:
     spec = spec_of(file)
-    own = isinstance(spec, DiffusionTraining) and str(spec.autoencoder).startswith("outputs/")
-    if own:  # the run of vqvae.yaml beside it comes first
-        code, _, err = uldm_main("vqvae", "train", file.with_name("vqvae.yaml"), root_for(spec, data), *ONE_STEP)
-        assert code == 0, err
     group, verb, _, *_ = command_of(file)
     code, out, err = uldm_main(group, verb, file, root_for(spec, data), "--dry-run", "--json")
     assert code == 0, err
@@ -209,9 +207,24 @@ def test_an_unknown_model_of_the_zoo_or_one_that_does_not_fit_has_no_dry_run(dat
 
 
 def test_an_own_autoencoder_comes_first(data: Path, uldm_main: Run) -> None:
-    code, _, err = uldm_main("ldm", "train", CONFIGS / "mnist" / "ldm.yaml", f"data.root={data / 'idx'}", "--dry-run")
-    assert code == 2
-    assert err.startswith("error: there is no model 'outputs/vqvae-mnist'. Train it first. ")
+    command, root = ("ldm", "train", "configs/mnist/ldm.yaml"), f"data.root={data / 'idx'}"
+    code, out, err = uldm_main(*command, root, "--dry-run")
+    assert code == 0, err
+    assert "configs/mnist/vqvae.yaml, not on this machine yet: uldm vqvae train configs/mnist/vqvae.yaml" in out
+    assert "4 channels of 8x8" in out
+    code, out, err = uldm_main(*command, root)
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: configs/mnist/vqvae.yaml has not been trained: outputs/vqvae-mnist holds no checkpoint. "
+        "Run: uldm vqvae train configs/mnist/vqvae.yaml\n"
+    )
+    assert not Path("outputs").exists()
+
+    code, _, err = uldm_main("vqvae", "train", "configs/mnist/vqvae.yaml", root, *ONE_STEP)
+    assert code == 0, err
+    code, out, err = uldm_main(*command, root, "--dry-run")
+    assert code == 0, err
+    assert re.search(r"configs/mnist/vqvae\.yaml +\n", out)  # as it is trained, no more is said
 
 
 # A step of training, at reduced width and size
@@ -222,7 +235,7 @@ def test_one_step(file: Path, data: Path, uldm_main: Run, monkeypatch: pytest.Mo
     spec = spec_of(file)
     monkeypatch.setattr(ldm_train, "MEASURED", 64)
     monkeypatch.setattr(ldm_train, "PICTURE_STEPS", 2)
-    smaller = smaller_training(spec, file) if isinstance(spec, AutoencoderTraining) else smaller_diffusion(spec, file)
+    smaller = smaller_training(spec, file) if isinstance(spec, AutoencoderTraining) else smaller_diffusion(spec)
     group, verb, *_ = command_of(file)
     code, _, err = uldm_main(group, verb, file, root_for(spec, data), *ONE_STEP, *smaller, "--outdir", "trained")
     assert code == 0, err
@@ -269,7 +282,7 @@ def smaller_training(spec: AutoencoderTraining, file: Path) -> list[str]:
     raise AssertionError("no size fits")
 
 
-def smaller_diffusion(spec: DiffusionTraining, file: Path) -> list[str]:
+def smaller_diffusion(spec: DiffusionTraining) -> list[str]:
     """A narrow U-Net of the first two levels, in the latents of an untrained autoencoder like the one that is named."""
     backbone, named = spec.backbone, str(spec.autoencoder)
     kept = [factor for factor in backbone.attention_resolutions if factor <= 2]
@@ -278,12 +291,9 @@ def smaller_diffusion(spec: DiffusionTraining, file: Path) -> list[str]:
     given += ["scale_factor=null", "schedule.timesteps=10", "sample={}"]
     if named == "fruits64":
         return [*given, "data.size=8"]
-    if found := unpulled_autoencoder(named):
-        whole = found.autoencoder
-    else:
-        beside = resolve_config(str(file.with_name("vqvae.yaml")))
-        assert isinstance(beside, AutoencoderTraining)
-        whole = beside.autoencoder
+    planned = planned_autoencoder(named)
+    assert planned is not None
+    whole = planned.model.autoencoder
     small = type(whole).model_validate(whole.model_dump(mode="json") | smaller_autoencoder(whole))
     size = max(8, 2 * small.factor)
     model = AutoencoderModel(autoencoder=small, image_size=size)

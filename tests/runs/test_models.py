@@ -19,6 +19,7 @@ from uldm_cli.runs.models import (
     load_latent_diffusion,
     model_config,
     newest_autoencoder,
+    planned_autoencoder,
     resolve,
 )
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel
@@ -54,6 +55,43 @@ def test_a_run_means_its_newest_checkpoint_and_one_of_them_itself(tiny_ldm, tmp_
     assert resolve(str(tmp_path)).path == second / MODEL
     assert resolve(str(first)).path == first / MODEL
     assert resolve(str(first / MODEL)).path == first / MODEL
+
+
+def test_the_yaml_of_a_training_means_the_newest_checkpoint_of_its_run(tiny_ldm, empty_folder):
+    config = Path("mine/ldm.yaml")
+    config.parent.mkdir()
+    config.write_text("kind: ldm-train\n")
+    untrained = r"^mine/ldm\.yaml has not been trained: outputs/ldm-mine holds no checkpoint$"
+    with pytest.raises(ConfigError, match=untrained) as caught:
+        resolve("mine/ldm.yaml")
+    assert caught.value.hint == "Run: uldm ldm train mine/ldm.yaml"
+    put_into_run(tiny_ldm, Path("outputs/ldm-mine"), 1)
+    newest = put_into_run(tiny_ldm, Path("outputs/ldm-mine"), 2)
+    assert resolve("mine/ldm.yaml").path == newest / MODEL
+
+
+def test_an_autoencoder_can_be_planned_with_before_it_is_trained(autoencoder, empty_folder):
+    config = Path("small.yaml")
+    config.write_text("kind: vqvae-train\ndata: {kind: images, root: photos, size: 24}\n")
+    planned = planned_autoencoder("small.yaml")
+    assert planned.model.image_size == 24
+    assert planned.command == "uldm vqvae train small.yaml"
+    put_into_run(autoencoder, Path("outputs/vqvae-small"))
+    assert planned_autoencoder("small.yaml") is None
+    assert model_config(resolve("small.yaml", "autoencoder"), AutoencoderModel).image_size == 64
+
+    config.write_text("kind: vqvae-train\ndata: {kind: images, root: photos, size: 24, sise: 3}\n")
+    assert planned_autoencoder("small.yaml") is None  # it is trained, whatever became of its file
+    (Path("outputs") / "vqvae-small").rename("elsewhere")
+    with pytest.raises(ConfigError, match=r"^small\.yaml:2: data\.sise: unknown key 'sise'"):
+        planned_autoencoder("small.yaml")
+
+
+@pytest.mark.parametrize("text", ["kind: ldm-sample\n", "kind: [1]\n", "model: {target: ldm.models.autoencoder}\n"])
+def test_another_yaml_is_no_run(text, empty_folder):
+    Path("other.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"^other\.yaml is not a checkpoint of PyTorch or safetensors"):
+        resolve("other.yaml")
 
 
 def test_a_latent_diffusion_model_serves_as_its_autoencoder_but_not_the_other_way_round(tiny_ldm, autoencoder):
