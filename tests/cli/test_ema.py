@@ -24,7 +24,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             module.weight.fill_(step)
         profiles.update()
         if step % 100 == 0:
-            save_snapshot(tmp_path / "run", step, profiles)
+            save_snapshot(tmp_path / "run", step, profiles.state_dict(), [0.05, 0.1])
     (tmp_path / "run/checkpoints/step-00000300").mkdir(parents=True)
     file = tmp_path / "run/checkpoints/step-00000300/model.safetensors"
     save(file, Header("autoencoder", {}, {}, 300), {"model": module.state_dict(), "ema": module.state_dict()})

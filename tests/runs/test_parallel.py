@@ -5,12 +5,16 @@ import shutil
 import signal
 
 import pytest
+import torch
 
 from uldm_cli.core.engine import Engine
 from uldm_cli.errors import ConfigError, UldmError, UsageError
 from uldm_cli.formats.native import load_tensors
-from uldm_cli.runs import vqvae_train
+from uldm_cli.runs import ldm_train, vqvae_train
 from uldm_cli.runs.metrics import read_lines
+
+SHARDED = {"ACCELERATE_USE_FSDP": "true"}
+"""What `accelerate launch --use_fsdp` sets."""
 
 
 def assert_alike(training, one, two, tolerance):
@@ -48,6 +52,72 @@ def test_two_processes_train_as_one_and_one_goes_on(training, start_two, finish,
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-00000050")
     assert training.run(spec, tmp_path / "two").computed == 25
     assert_alike(training, tmp_path / "one", tmp_path / "two", 1e-6)
+
+
+def test_two_processes_with_half_of_the_weights_each_train_as_one_and_one_goes_on(
+    training, start_two, finish, ldm, tmp_path
+):
+    """In micro-batches, with averages of several widths; then one process goes on, and two with what one began."""
+    profiles = {"accumulate": 2, "ema_profiles": [0.05, 0.1]}
+    spec = undropped(ldm(steps=20, save_every=10, log_every=5, precision="fp64", **profiles))
+    training.run(spec, tmp_path / "one")
+    finish(start_two(spec, tmp_path / "two", **SHARDED))
+    assert_alike(training, tmp_path / "one", tmp_path / "two", 1e-6)
+    [first, *_], [second, *_] = ((tmp_path / name / "ema").iterdir() for name in ("one", "two"))
+    assert load_tensors(first).keys() == load_tensors(second).keys()
+    for name in ("one", "two"):
+        assert sorted(path.name for path in (tmp_path / name / "pictures").iterdir()) == [
+            "samples_0000010.png",
+            "samples_0000020.png",
+        ]
+        shutil.rmtree(tmp_path / name / "checkpoints" / "step-00000020")
+    assert training.run(spec, tmp_path / "two").computed == 10
+    finish(start_two(spec, tmp_path / "one", **SHARDED))
+    assert_alike(training, tmp_path / "one", tmp_path / "two", 1e-6)
+
+
+@pytest.mark.gpu
+def test_two_accelerators_with_half_of_the_weights_each_train_as_one(training, start_two, finish, ldm, tmp_path):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there are no two CUDA devices")
+    spec = undropped(ldm(steps=10, log_every=1, precision="fp64", device="cuda"))
+    training.run(spec, tmp_path / "one")
+    finish(start_two(spec, tmp_path / "two", **SHARDED))
+    assert_alike(training, tmp_path / "one", tmp_path / "two", 1e-6)
+
+
+def test_weights_that_are_shared_out_are_computed_with_in_bfloat16(start_two, finish, ldm, tmp_path):
+    processes = start_two(ldm(steps=2, log_every=1, picture_every=2, precision="bf16"), tmp_path / "run", **SHARDED)
+    finish(processes)
+    assert "parameters, bf16" in processes[0].log.read_text()
+    [line, _] = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert 0.5 < line["loss"] < 2
+    model = load_tensors(next((tmp_path / "run" / "checkpoints").iterdir()) / "model.safetensors")
+    assert {value.dtype for name, value in model.items() if name.startswith("backbone.")} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("train", "message", "hint"),
+    [
+        ({"compile": True}, "train.compile does not work with FSDP yet", "Leave one of them out"),
+        ({"precision": "fp16"}, "fp16 is not supported with FSDP", "Take train.precision=bf16"),
+    ],
+)
+def test_what_cannot_be_shared_out(ldm, tmp_path, monkeypatch, train, message, hint):
+    for name, value in ({"WORLD_SIZE": "2"} | SHARDED).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        ldm_train.plan(ldm(**train), tmp_path / "run", None)
+    assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+def test_an_autoencoder_is_not_shared_out(vqvae, tmp_path, monkeypatch):
+    for name, value in ({"WORLD_SIZE": "2"} | SHARDED).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        vqvae_train.plan(vqvae(), tmp_path / "run", None)
+    assert caught.value.message == "an autoencoder is not trained with FSDP: it is small"
+    assert caught.value.hint == "Launch with DDP"
 
 
 def test_in_float32_the_first_steps_agree(training, start_two, finish, vqvae, tmp_path):

@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, broadcast_object_list
 from torch import Tensor, nn
 
-from uldm_cli.core import collectives
+from uldm_cli.core import collectives, sharding
 from uldm_cli.core.device import keep_freed_memory, pick_device, pick_dtype
 from uldm_cli.errors import UldmError, UsageError
 
 _LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_SUPPORTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 _MIXED = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -28,14 +29,23 @@ class Engine:
         precision: as `pick_dtype` takes it; bf16 and fp16 mean autocast, the weights stay float32.
         trackers: names that accelerate knows, such as "tensorboard"; they write to `folder`.
         folder: the run's.
+        sharded: whether each process holds a part of the trained weights only, by FSDP. Accelerate offers that on
+            accelerators; here it is done by what it builds on, on CPUs, too.
 
     Raises:
-        UsageError: several processes and a numbered device, not all of what a launcher sets, or a launcher that shards.
+        UsageError: several processes and a numbered device, not all of what a launcher sets, or a launcher that does
+            something else than DDP or FSDP.
         UldmError: the launcher started several processes, and accelerate sees another number.
     """
 
     def __init__(
-        self, device: str, precision: str, *, trackers: Sequence[str] = (), folder: Path | None = None
+        self,
+        device: str,
+        precision: str,
+        *,
+        trackers: Sequence[str] = (),
+        folder: Path | None = None,
+        sharded: bool = False,
     ) -> None:
         picked = pick_device(device)
         self.dtype = pick_dtype(precision, picked)
@@ -61,8 +71,10 @@ class Engine:
             project_dir=folder,
         )
         kind = self._accelerator.distributed_type
-        if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-            raise UsageError(f"{kind.value} is not supported: every process holds the whole model", "Launch with DDP")
+        if kind not in _SUPPORTED:
+            raise UsageError(f"{kind.value} is not supported", "Launch with DDP or FSDP")
+        self.sharded = sharded
+        self._shards: nn.Module | None = None
         self.device = self._accelerator.device
         self.precision = {torch.float32: "fp32", torch.float64: "fp64", **_MIXED}[self.dtype]
         self.world, self.rank = self._accelerator.num_processes, self._accelerator.process_index
@@ -80,13 +92,25 @@ class Engine:
         """Of weights and images: float64 where that was asked for, else float32."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
+    def shard(self, module: nn.Module) -> None:
+        """Shares a module's parameters out among the processes, if the engine shards; before it has an optimizer."""
+        if self.sharded:
+            sharding.shard(module, self.device, self.world)
+            self._shards = module
+
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """A module and its optimizer, wrapped for this device, precision and number of processes."""
+        if self.sharded:  # accelerate would do it once more
+            module.forward = self._accelerator.autocast()(module.forward)
+            return module, optimizer
         wrapped, stepper = self._accelerator.prepare(module, optimizer)
         return wrapped, stepper
 
     def gathering(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of a micro-batch: only the step's last one averages the processes' gradients."""
+        if self._shards is not None:
+            sharding.average_gradients(self._shards, last)
+            return nullcontext()
         return nullcontext() if last else self._accelerator.no_sync(module)
 
     def backward(self, loss: Tensor) -> None:
@@ -99,7 +123,7 @@ class Engine:
         """
         if self.scaler is not None:
             self.scaler.unscale_(_plain(optimizer))
-        return torch.nn.utils.clip_grad_norm_(parameters, norm)
+        return sharding.whole(torch.nn.utils.clip_grad_norm_(parameters, norm))
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer's step. When all have stepped or none, `scaled` ends it."""
@@ -127,6 +151,17 @@ class Engine:
     def from_main(self, value: Any) -> Any:
         """The main process's value, in every process."""
         return broadcast_object_list([value])[0] if self.world > 1 else value
+
+    def kept(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the main process is to keep of tensors: themselves, or where they are shared out, put together.
+
+        All processes must ask for it; where tensors are shared out, the others get nothing.
+        """
+        return sharding.kept(tensors, self.main) if self.sharded else tensors
+
+    def restoring(self) -> AbstractContextManager[None]:
+        """Around the copying of kept tensors, read by every process, into those that may be shared out."""
+        return sharding.spreading() if self.sharded else nullcontext()
 
     def wait(self) -> None:
         """Until every process is here."""

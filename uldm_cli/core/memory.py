@@ -32,7 +32,12 @@ class Memory:
 
 
 def estimate(
-    trained: Iterable[nn.Module], others: Iterable[nn.Module], averages: int, activations: int, dtype: torch.dtype
+    trained: Iterable[nn.Module],
+    others: Iterable[nn.Module],
+    averages: int,
+    activations: int,
+    dtype: torch.dtype,
+    shares: int = 1,
 ) -> Memory:
     """Memory of a training with AdamW.
 
@@ -42,8 +47,9 @@ def estimate(
         averages: how many moving averages are kept.
         activations: bytes that backward needs, of one micro-batch.
         dtype: of the weights, float32 or float64.
+        shares: among how many processes the modules that are trained are shared out.
     """
-    counts = [sum(p.numel() for p in module.parameters()) for module in trained]
+    counts = [sum(p.numel() for p in module.parameters()) // shares for module in trained]
     used = sum(p.numel() for module in others for p in module.parameters())
     size = dtype.itemsize
     return Memory(

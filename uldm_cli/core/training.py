@@ -111,7 +111,7 @@ class Trainer:
 
     Args:
         task: what is trained.
-        averaged: the module whose moving average is kept.
+        averaged: the module whose moving average is kept, and whose weights are shared out where the engine shards.
         engine: where and how it is computed.
         optimization: how the optimizers step.
         ema_decay: of the average.
@@ -135,6 +135,7 @@ class Trainer:
         self.task, self.engine = task.to(engine.device, engine.weights_dtype), engine
         self.optimization, self.flip_seed, self.accumulate = optimization, flip_seed, accumulate
         o = optimization
+        engine.shard(averaged)
         self._trained = {phase: task.trained(phase) for phase in task.phases}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             phase: torch.optim.AdamW(parameters, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, fused=True)

@@ -18,9 +18,9 @@ from uldm_cli.runs.checkpoints import MODEL, Checkpoints
 from uldm_cli.runs.files import writable_folder
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Mapping, Sequence
 
-    from uldm_cli.core.ema import Profiles
+    from torch import Tensor
 
 FOLDER = "ema"
 KEY = "uldm-ema"
@@ -53,25 +53,28 @@ class Made:
     """How far its weights are from those asked for, as a share of their norm."""
 
 
-def save_snapshot(run: Path, step: int, profiles: "Profiles") -> None:
+def save_snapshot(run: Path, step: int, profiles: "Mapping[str, Tensor]", sigmas: "Sequence[float]") -> None:
     """Writes a run's averages of several widths, in float32, whole or not at all; nothing where there are none.
+
+    Args:
+        run: its folder.
+        step: of the training.
+        profiles: the state of the `Profiles`.
+        sigmas: their widths.
 
     Raises:
         UldmError: the disk is full, or the folder cannot be written to.
     """
     import torch
 
-    if not profiles.averages:
+    if not sigmas:
         return
-    tensors: dict[str, Tensor] = {}
-    for i, average in enumerate(profiles.averages):
-        for key, value in average.state.items():
-            tensors[f"{i}.{key}"] = value.to("cpu", torch.float32) if value.is_floating_point() else value
-    said = {
-        "step": step,
-        "updates": profiles.averages[0].updates,
-        "sigmas": [average.sigma_rel for average in profiles.averages],
+    tensors = {
+        name: value.to("cpu", torch.float32) if value.is_floating_point() else value
+        for name, value in profiles.items()
+        if name != "updates"
     }
+    said = {"step": step, "updates": int(profiles["updates"][0]), "sigmas": list(sigmas)}
     write_safetensors(_path(writable_folder(run / FOLDER), step), tensors, {KEY: json.dumps(said)})
 
 

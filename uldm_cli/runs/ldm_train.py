@@ -25,6 +25,7 @@ from uldm_cli.runs.models import (
 from uldm_cli.runs.outdir import default_outdir
 from uldm_cli.runs.preview import Preview
 from uldm_cli.runs.preview import preview as make_preview
+from uldm_cli.runs.processes import sharded
 from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, make_plan, train
 from uldm_cli.runs.trained_on import chosen_autoencoder, chosen_data, images_of
 from uldm_cli.runs.vqvae_train import squeezed
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from uldm_cli.core.data import ImageSet
     from uldm_cli.core.engine import Engine
-    from uldm_cli.core.latent import Autoencoder
+    from uldm_cli.core.latent import Autoencoder, LatentDiffusion
 
 SHOWN = 16
 PICTURE_STEPS = 50
@@ -52,7 +53,15 @@ UNUSUAL, WRONG = 1.5, 4.0
 def plan(
     spec: DiffusionTraining, outdir: Path | None, config: Path | None, *, resume: bool = False
 ) -> Plan[DiffusionTraining]:
-    """Where a run writes and what it goes on from. What the config leaves open is filled in: autoencoder, data."""
+    """Where a run writes and what it goes on from. What the config leaves open is filled in: autoencoder, data.
+
+    Raises:
+        ConfigError: as `make_plan` and `complete`; or the weights cannot be shared out as the launcher asks.
+    """
+    if sharded() and spec.train.compile:
+        raise ConfigError("train.compile does not work with FSDP yet", "Leave one of them out")
+    if sharded() and spec.train.precision == "fp16":
+        raise ConfigError("fp16 is not supported with FSDP", "Take train.precision=bf16")
     plan = make_plan(complete(spec), outdir, default_outdir("ldm", "train", config), resume=resume)
     if spec.latents is not None:
         check_autoencoder(Path(spec.latents), resolve(_source(plan), "autoencoder"))
@@ -298,8 +307,20 @@ class DiffusionJob:
     def warnings(self, line: Line) -> list[str]:
         return []
 
-    def picture(self) -> "tuple[str, np.ndarray]":
+    def picture(self) -> "tuple[str, np.ndarray] | None":
         """Samples of the averaged weights, from the same noise each time."""
+        averaged = self.trainer.engine.kept(self.trainer.ema.state)
+        if not self.trainer.engine.main:
+            return None
+        if not self.trainer.engine.sharded:
+            with self.trainer.ema.applied():
+                return "samples", self._samples(self.model)
+        model = self.config.build()
+        model.autoencoder = self.model.autoencoder
+        model.denoiser.backbone.load_state_dict(averaged)
+        return "samples", self._samples(model.to(self.trainer.engine.device))
+
+    def _samples(self, model: "LatentDiffusion") -> "np.ndarray":
         import torch
 
         from uldm_cli.core.images import to_uint8
@@ -307,12 +328,12 @@ class DiffusionJob:
         from uldm_cli.runs.draw.grid import draw_grid
         from uldm_cli.specs.samplers import DDIM
 
-        model, device = self.model.eval(), self.trainer.engine.device
+        model, device = model.eval(), self.trainer.engine.device
         noise = PerSampleNoise(range(SHOWN), model.latent_shape, device)
         sampler = DDIM(steps=min(PICTURE_STEPS, model.schedule.T), eta=0.0).build()
-        with torch.no_grad(), self.trainer.ema.applied():
+        with torch.no_grad():
             *_, last = sampler(model.denoiser, noise.initial(), model.schedule, noise)
             # A model that cannot be sampled from yet is no reason to stop training it.
             pictures = squeezed(to_uint8(model.decode(last.x).nan_to_num()))
         columns = SHOWN // 2
-        return "samples", draw_grid([pictures[:columns], pictures[columns:]], [""] * columns)
+        return draw_grid([pictures[:columns], pictures[columns:]], [""] * columns)

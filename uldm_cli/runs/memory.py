@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from uldm_cli import console
 from uldm_cli.errors import ConfigError
 from uldm_cli.runs.models import known_autoencoder
-from uldm_cli.runs.processes import neighbours
+from uldm_cli.runs.processes import neighbours, processes, sharded
 from uldm_cli.runs.train import Plan
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.diffusion_training import DiffusionTraining
@@ -65,7 +65,8 @@ def diffusion_memory(plan: Plan[DiffusionTraining], *, activations: bool = True)
             backbone(torch.empty(images, *shape), torch.zeros(images, dtype=torch.int64))
 
         kept = _kept(compute, plan) if activations else 0
-        return estimate([backbone], [held.build()], _averages(plan), kept, _weights(plan))
+        shares = processes() if sharded() else 1
+        return estimate([backbone], [held.build()], _averages(plan), kept, _weights(plan), shares)
 
 
 def mind_memory(plan: Plan[Any], measure: "Callable[..., Memory]") -> None:

@@ -17,6 +17,11 @@ def processes() -> int:
     return int(given)
 
 
+def sharded() -> bool:
+    """Whether each of them is to hold a part of the weights only, as `accelerate launch --use_fsdp` asks for."""
+    return processes() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
 def neighbours() -> tuple[int, int]:
     """This process's number among those on this machine, and how many they are."""
     return int(os.environ.get("LOCAL_RANK") or 0), int(os.environ.get("LOCAL_WORLD_SIZE") or 1)

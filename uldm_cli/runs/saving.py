@@ -51,13 +51,15 @@ def save_run(
     Raises:
         UldmError: it could not be written; what was saved before is whole.
     """
-    trainer = job.trainer
-    state = {f"optimizer.{name}": value for name, value in trainer.state_dict().items()}
+    trainer, engine = job.trainer, job.trainer.engine
+    state = {f"optimizer.{name}": value for name, value in engine.kept(trainer.state_dict()).items()}
     state |= {f"means.{name}": value for name, value in progress.means.state().items()}
-    if not trainer.engine.main:
+    weights, averaged = engine.kept(job.module.state_dict()), engine.kept(trainer.ema.state)
+    profiles = engine.kept(trainer.profiles.state_dict()) if snapshot else {}
+    if not engine.main:
         return None
     header = Header(job.kind, job.config.model_dump(mode="json"), config.model_dump(mode="json"), step)
-    parts = {KINDS[job.kind]: job.module.state_dict(), **job.untrained(), "ema": trainer.ema.state}
+    parts = {KINDS[job.kind]: weights, **job.untrained(), "ema": averaged}
     said = {
         "step": step,
         "ema_updates": trainer.ema.updates,
@@ -76,7 +78,7 @@ def save_run(
 
     try:
         if snapshot:
-            save_snapshot(checkpoints.folder.parent, step, trainer.profiles)
+            save_snapshot(checkpoints.folder.parent, step, profiles, config.train.ema_profiles)
         return checkpoints.save(step, write)
     except (OSError, UldmError) as e:
         hint = "What was saved before is whole: the same command goes on from there"
@@ -89,10 +91,11 @@ def restore_run(checkpoint: Path, job: "Job") -> Progress:
     trainer = job.trainer
     model, state = checkpoint / MODEL, checkpoint / STATE
     said = read_state(state)
-    load_into(job.module, model, "ema")
-    trainer.ema.load(job.module.state_dict(), said["ema_updates"])
-    load_into(job.module, model, KINDS[job.kind])
-    trainer.load_state_dict(load_tensors(state, "optimizer."))
+    with trainer.engine.restoring():
+        load_into(job.module, model, "ema")
+        trainer.ema.load(job.module.state_dict(), said["ema_updates"])
+        load_into(job.module, model, KINDS[job.kind])
+        trainer.load_state_dict(load_tensors(state, "optimizer."))
     device = trainer.engine.device
     means = Means()
     sums = {name: value.to(device) for name, value in load_tensors(state, "means.").items()}

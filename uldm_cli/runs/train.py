@@ -19,7 +19,7 @@ from uldm_cli.runs.checkpoints import Checkpoints
 from uldm_cli.runs.files import writable_folder, write_png
 from uldm_cli.runs.metrics import Line, append_line, forget_after, is_better, not_finite, read_lines
 from uldm_cli.runs.outdir import choose_outdir, write_record
-from uldm_cli.runs.processes import processes
+from uldm_cli.runs.processes import processes, sharded
 from uldm_cli.runs.saving import Progress, find_checkpoint, restore_run, save_run
 from uldm_cli.runs.signals import Stop, stop_on_signals
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
@@ -76,8 +76,11 @@ class Job(Protocol):
     def warnings(self, line: Line) -> list[str]:
         """What a line of metrics gives cause to say; each is said once."""
 
-    def picture(self) -> "tuple[str, np.ndarray]":
-        """What the averaged weights make now: the picture's name, and uint8 `[H, W]` or `[H, W, 3]`."""
+    def picture(self) -> "tuple[str, np.ndarray] | None":
+        """What the averaged weights make now: the picture's name, and uint8 `[H, W]` or `[H, W, 3]`.
+
+        The main process asks for it; where weights are shared out, all do, and the others get None.
+        """
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def make_engine(plan: Plan[Any]) -> "Engine":
     from uldm_cli.core.engine import Engine
 
     train = plan.train
-    return Engine(train.device, train.precision, trackers=train.trackers, folder=plan.folder)
+    return Engine(train.device, train.precision, trackers=train.trackers, folder=plan.folder, sharded=sharded())
 
 
 def open_images(data: "Dataset") -> "ImageSet":
@@ -314,9 +317,11 @@ class _Run:
             self._mind_best(means, step)
         if log:
             self._log(record, means)
-        if picture and self.engine.main:
-            name, pixels = self.job.picture()
-            write_png(writable_folder(self.plan.folder / "pictures") / f"{name}_{step:07}.png", pixels)
+        if picture and (self.engine.main or self.engine.sharded):
+            drawn = self.job.picture()
+            if drawn:
+                name, pixels = drawn
+                write_png(writable_folder(self.plan.folder / "pictures") / f"{name}_{step:07}.png", pixels)
         if save:
             self._save(step)
         if stopping:

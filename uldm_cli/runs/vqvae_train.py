@@ -13,6 +13,7 @@ from uldm_cli.runs.outdir import default_outdir
 from uldm_cli.runs.perceptual import Backbone, Metric, Settings, load_metric
 from uldm_cli.runs.preview import Preview
 from uldm_cli.runs.preview import preview as make_preview
+from uldm_cli.runs.processes import sharded
 from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, make_plan, open_images, train
 from uldm_cli.runs.trained_on import images_of
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining, Loss
@@ -36,7 +37,13 @@ COLLAPSED = 0.2
 def plan(
     spec: AutoencoderTraining, outdir: Path | None, config: Path | None, *, resume: bool = False
 ) -> Plan[AutoencoderTraining]:
-    """Where a run writes and what it goes on from."""
+    """Where a run writes and what it goes on from.
+
+    Raises:
+        ConfigError: as `make_plan`, and if the weights were to be shared out.
+    """
+    if sharded():
+        raise ConfigError("an autoencoder is not trained with FSDP: it is small", "Launch with DDP")
     return make_plan(spec, outdir, default_outdir("vqvae", "train", config), resume=resume)
 
 
