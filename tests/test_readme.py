@@ -90,7 +90,7 @@ def test_block_runs(block: Block, folder: Path) -> None:
 def test_readme_sets_up_with_exactly_two_commands() -> None:
     assert [line for block in ALL for line in block.install_lines] == [
         "pip install . && uldm ldm sample --total-steps 200 --step-size 40",
-        "pip install '.[test]' && pytest",
+        "pip install '.[test]' && pytest -n logical",
     ]
 
 
