@@ -159,6 +159,11 @@ def cut(image: Image.Image, side: int, pick: Callable[[int], int] | None = None)
     return image.crop((left, top, left + side, top + side))
 
 
+def from_16_bits(values: np.ndarray) -> np.ndarray:
+    """Integers from 0 to 65,535 as uint8, scaled and rounded to the nearest."""
+    return ((values.astype(np.uint32) * 255 + 32_767) // 65_535).astype(np.uint8)
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """An L or RGB image as uint8 `[C, H, W]`."""
     array = np.array(image)  # a copy: torch wants memory that it may write to
@@ -197,7 +202,7 @@ def _decoders() -> tuple[str, ...]:
 def _convert(image: Image.Image, channels: int) -> Image.Image:
     """Any mode to L (1 channel) or RGB (3 channels), 8 bits."""
     if image.mode.startswith("I"):
-        image = _from_16_bits(image)
+        image = _without_clipping(image)
     elif image.mode == "F":
         raise ValueError("floating-point pixels, whose range is unknown")
     elif image.has_transparency_data:
@@ -210,12 +215,12 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
+def _without_clipping(image: Image.Image) -> Image.Image:
     """Scales 16-bit grey to 8: Pillow's own conversion would clip everything above 255 to white."""
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     if values.min() < 0 or values.max() > 65_535:
         raise ValueError("grey values outside of 16 bits")
-    return Image.fromarray(((values * 255 + 32_767) // 65_535).astype(np.uint8))
+    return Image.fromarray(from_16_bits(values))
 
 
 def one_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from uldm_cli.core.data.sources import optional
-from uldm_cli.core.images import ImageError, check_size, one_line
+from uldm_cli.core.images import ImageError, check_size, from_16_bits, one_line
 
 MAGIC = b"\x93NUMPY"
 PLANES = frozenset({".npy", ".tif", ".tiff"})
@@ -106,7 +106,7 @@ def _to_8_bits(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.uint16:
-        return ((array.astype(np.uint32) * 255 + 32_767) // 65_535).astype(np.uint8)
+        return from_16_bits(array)
     if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
         raise ImageError(name, f"floats from {array.min():.4g} to {array.max():.4g}, expected them in [0, 1]")
     return np.rint(array.astype(np.float64) * 255).astype(np.uint8)
