@@ -14,8 +14,15 @@ from PIL import Image
 from uldm_cli.core.data.sources import optional
 from uldm_cli.core.images import ImageError, check_size, from_16_bits, one_line
 
-MAGIC = b"\x93NUMPY"
+_MAGIC = b"\x93NUMPY"
 PLANES = frozenset({".npy", ".tif", ".tiff"})
+
+
+def is_npy(file: IO[bytes]) -> bool:
+    """Whether a file begins as NumPy's do; it is left at its beginning."""
+    start = file.read(len(_MAGIC))
+    file.seek(0)
+    return start == _MAGIC
 
 
 def check_planes(file: IO[bytes], name: str, channels: int, least: int) -> None:
@@ -25,7 +32,7 @@ def check_planes(file: IO[bytes], name: str, channels: int, least: int) -> None:
         ImageError: it is damaged, or of the wrong size, type or number of channels.
         ConfigError: it is a TIFF, and the package tifffile is not installed.
     """
-    shape, kind = _npy_header(file, name) if _is_npy(file) else _tiff_header(file, name)
+    shape, kind = _npy_header(file, name) if is_npy(file) else _tiff_header(file, name)
     height, width = _layout(shape, channels, name)[:2]
     _check_type(kind, name)
     check_size(width, height, name, least)
@@ -38,23 +45,16 @@ def read_planes(content: bytes, name: str, channels: int) -> list[Image.Image]:
         ImageError: it cannot be decoded, or is of the wrong size, type or number of channels.
         ConfigError: it is a TIFF, and the package tifffile is not installed.
     """
-    check_planes(io.BytesIO(content), name, channels, 0)  # before any memory is taken
+    file = io.BytesIO(content)
+    check_planes(file, name, channels, 0)  # before any memory is taken
+    file.seek(0)
     try:
-        if content.startswith(MAGIC):
-            array = np.load(io.BytesIO(content), allow_pickle=False)
-        else:
-            array = _tifffile().imread(io.BytesIO(content))
+        array = np.load(file, allow_pickle=False) if is_npy(file) else _tifffile().imread(file)
     except Exception as error:  # what broken files make tifffile raise is not limited
         raise ImageError(name, f"cannot be decoded ({one_line(error)})") from error
     height, width, axis = _layout(array.shape, channels, name)
     planes = np.moveaxis(_to_8_bits(array, name).reshape(_without_ones(array.shape, channels)), axis, 0)
     return [Image.fromarray(np.ascontiguousarray(plane)) for plane in planes.reshape(channels, height, width)]
-
-
-def _is_npy(file: IO[bytes]) -> bool:
-    start = file.read(len(MAGIC))
-    file.seek(0)
-    return start == MAGIC
 
 
 def _npy_header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -1,5 +1,6 @@
 """From an image file to the square that a network sees. Each choice has a name, and the name says it exactly."""
 
+import io
 from dataclasses import dataclass
 from typing import IO, Literal
 
@@ -7,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from uldm_cli.core.data.planes import MAGIC, PLANES, check_planes, read_planes
+from uldm_cli.core.data.planes import PLANES, check_planes, is_npy, read_planes
 from uldm_cli.core.images import EXTENSIONS, ImageError, Resize, check_header, cut, decode, fit, to_tensor
 
 Crop = Literal["center", "random"]
@@ -43,13 +44,10 @@ class Preparation:
         Raises:
             ImageError: it is damaged, or of the wrong size or number of channels.
         """
-        least = self.window or (self.size if self.resize == "none" else 0)
-        start = file.read(len(MAGIC))
-        file.seek(0)
-        if self._is_array(start):
-            check_planes(file, name, self.channels, least)
+        if self._is_array(file):
+            check_planes(file, name, self.channels, self._least)
         else:
-            check_header(file, name, least)
+            check_header(file, name, self._least)
 
     def __call__(self, content: bytes, name: str, bits: int | None = None) -> Tensor:
         """The image, uint8 `[channels, size, size]`.
@@ -64,20 +62,24 @@ class Preparation:
         """
         parts = self.decoded(content, name)
         width, height = parts[0].size
-        least = self.window or (self.size if self.resize == "none" else 0)
-        if min(width, height) < least:
-            raise ImageError(name, f"{width}x{height} pixels, smaller than {least} on a side")
+        if min(width, height) < self._least:
+            raise ImageError(name, f"{width}x{height} pixels, smaller than {self._least} on a side")
         planes = [to_tensor(self._square(part, bits)) for part in parts]
         return planes[0] if len(planes) == 1 else torch.cat(planes)
 
     def decoded(self, content: bytes, name: str) -> list[Image.Image]:
         """The whole image: one in mode RGB or L, or one in mode L for each channel."""
-        if self._is_array(content):
+        if self._is_array(io.BytesIO(content)):
             return read_planes(content, name, self.channels)
         return [decode(content, self.channels, name)]
 
-    def _is_array(self, start: bytes) -> bool:
-        return self.channels not in (1, 3) or start.startswith(MAGIC)
+    @property
+    def _least(self) -> int:
+        """Pixels that a side must have for the square to be cut out."""
+        return self.window or (self.size if self.resize == "none" else 0)
+
+    def _is_array(self, file: IO[bytes]) -> bool:
+        return self.channels not in (1, 3) or is_npy(file)
 
     def _square(self, image: Image.Image, bits: int | None) -> Image.Image:
         if self.window:
