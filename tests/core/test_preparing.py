@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -208,6 +209,29 @@ def test_pickled_array_is_not_opened(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="values of type object"):
         Preparation(8, channels=4)(file.getvalue(), "x")
     assert not (tmp_path / "executed").exists()
+
+
+OME = """<?xml version="1.0"?>
+<OME UUID="urn:uuid:1" xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">
+<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="16" SizeY="16" SizeC="5" SizeZ="1" SizeT="1">
+<TiffData IFD="0" FirstC="0" PlaneCount="1"><UUID FileName="{}">urn:uuid:2</UUID></TiffData></Pixels></Image></OME>"""
+
+
+def test_files_that_a_tiff_names_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "set").mkdir()
+    secret = tmp_path / "secret.tif"
+    secret.write_bytes(tif(noise(16, 16, 1)[..., 0]))
+    hostile = tif(noise(16, 16, 1)[..., 0], description=OME.format(secret).encode(), metadata=None)
+    (tmp_path / "set/hostile.tif").write_bytes(hostile)
+    spy = Mock(wraps=open)
+    monkeypatch.setattr("builtins.open", spy)
+    with pytest.raises(ConfigError, match=r"hostile\.tif: an array \[16, 16\]"):
+        open_files(tmp_path / "set", Preparation(8, channels=5))
+    with pytest.raises(ImageError, match=r"an array \[16, 16\]"):
+        Preparation(8, channels=5)(hostile, "x.tif")
+    opened = {str(call.args[0]) for call in spy.call_args_list}
+    assert str(tmp_path / "set/hostile.tif") in opened
+    assert str(secret) not in opened
 
 
 def test_missing_package_is_named_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

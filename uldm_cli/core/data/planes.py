@@ -70,6 +70,8 @@ def _npy_header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[A
 def _tiff_header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     tifffile = _tifffile()
     try:
+        # In memory: of a file on disk tifffile opens whatever others the metadata names, and for every place that it
+        # seeks in a member of a .zip, that would be unpacked anew.
         with tifffile.TiffFile(io.BytesIO(file.read())) as tiff:
             return tiff.series[0].shape, tiff.series[0].dtype
     except Exception as error:  # as above
