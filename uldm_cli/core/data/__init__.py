@@ -3,7 +3,7 @@
 from uldm_cli.core.data.arrays import ArrayImages, read_cifar, read_idx, read_mosaic
 from uldm_cli.core.data.files import FileImages, open_files, open_images, read_list
 from uldm_cli.core.data.preparing import Preparation
-from uldm_cli.core.data.streams import Batch, Draws, ImageSet, images_per_second, sequential, stream
+from uldm_cli.core.data.streams import Batch, Draws, ImageSet, sequential, stream
 
 __all__ = [
     "ArrayImages",
@@ -12,7 +12,6 @@ __all__ = [
     "FileImages",
     "ImageSet",
     "Preparation",
-    "images_per_second",
     "open_files",
     "open_images",
     "read_cifar",

@@ -6,7 +6,6 @@ What sample number k shows depends on the seed and on k alone: epoch k // L, pla
 
 import hashlib
 import signal
-import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
@@ -153,15 +152,6 @@ def sequential(
     if held is None or not len(held):
         raise _nothing_readable([] if held is None else held.skipped)
     yield held
-
-
-def images_per_second(batches: Iterator[Batch], seconds: float = 5.0) -> float:
-    """How fast a stream yields images, over about so many seconds after its first batch, which starts the workers."""
-    next(batches)
-    images, began = 0, time.perf_counter()
-    while (passed := time.perf_counter() - began) < seconds:
-        images += len(next(batches))
-    return images / passed
 
 
 class _Reader(ABC):
