@@ -224,7 +224,8 @@ def test_files_that_a_tiff_names_are_not_opened(tmp_path: Path, monkeypatch: pyt
     hostile = tif(noise(16, 16, 1)[..., 0], description=OME.format(secret).encode(), metadata=None)
     (tmp_path / "set/hostile.tif").write_bytes(hostile)
     spy = Mock(wraps=open)
-    monkeypatch.setattr("builtins.open", spy)
+    for function in ("builtins.open", "io.open"):
+        monkeypatch.setattr(function, spy)
     with pytest.raises(ConfigError, match=r"hostile\.tif: an array \[16, 16\]"):
         open_files(tmp_path / "set", Preparation(8, channels=5))
     with pytest.raises(ImageError, match=r"an array \[16, 16\]"):

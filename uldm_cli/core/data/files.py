@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from torch import Tensor
 
 from uldm_cli.core.data.preparing import Preparation
-from uldm_cli.core.data.sources import READ_ERRORS, Member, Source, open_source
+from uldm_cli.core.data.sources import READ_ERRORS, Readable, Source, open_source
 from uldm_cli.core.data.streams import STRICT_HINT
 from uldm_cli.core.images import ImageError
 from uldm_cli.errors import ConfigError, UsageError
@@ -27,7 +27,7 @@ class FileImages:
 
     def __init__(
         self,
-        source: Source,
+        source: Readable,
         names: list[str],
         labels: Sequence[int],
         classes: Sequence[str],
@@ -68,7 +68,8 @@ class FileImages:
 
     def _content(self, name: str) -> bytes:
         try:
-            return self._source.read(name)
+            with self._source.open(name) as file:
+                return file.read()
         except READ_ERRORS as error:
             raise ImageError(name, f"cannot be read ({error})") from error
 
@@ -95,7 +96,8 @@ def open_files(
     Args:
         root: a folder, a .tar or a .zip, or the folder of an LMDB.
         preparation: how the images become squares.
-        only: the names of the images to use, and what errors call where these names stand; see `choose`.
+        only: what errors call a list of names, and the names: of the images to use, as paths below the root. One that
+            is not there means the only file that is called the same without folders and extension.
         labelled: the sub-folders of the root are the classes; a file beside them has the label -1.
         checked: read the header of each image now. Otherwise what is unusable is found when its turn comes.
         strict: an image that would be skipped is an error.
@@ -105,31 +107,22 @@ def open_files(
         UsageError: strict, and an image is unusable.
     """
     source = open_source(Path(root).expanduser())
-    wanted: set[str] | None = None
+    names = [name for name in source.names() if _is_wanted(name, source, preparation)]
     if only:
-        everything = [name for name, _ in source.members() if _is_wanted(name, source, preparation)]
-        wanted = set(choose(everything, only[1], str(root), only[0]))
-    names: set[str] = set()
-    unusable: dict[str, str] = {}
-    for member in source.members():
-        name = member[0]
-        if not (_is_wanted(name, source, preparation) if wanted is None else name in wanted):
-            continue
-        if checked and (problem := _problem(member, preparation)):
-            unusable[name] = problem
-        else:
-            names.add(name)
-    skipped = sorted(unusable.items())
+        chosen = set(_choose(names, only[1], str(root), only[0]))
+        names = [name for name in names if name in chosen]
+    problems = {name: _problem(source, name, preparation) for name in names} if checked else {}
+    skipped = sorted((name, problem) for name, problem in problems.items() if problem)
     if strict and skipped:
         raise UsageError(f"{skipped[0][0]} in {root}: {skipped[0][1]}", STRICT_HINT)
-    if not names:
+    ordered = sorted(name for name in set(names) if not problems.get(name))
+    if not ordered:
         raise _no_images(root, preparation, skipped)
-    ordered = sorted(names)
-    labels, classes = by_folder(ordered) if labelled else ([-1] * len(ordered), [])
+    labels, classes = _by_folder(ordered) if labelled else ([-1] * len(ordered), [])
     return FileImages(source, ordered, labels, classes, preparation, skipped)
 
 
-def by_folder(names: Sequence[str]) -> tuple[list[int], list[str]]:
+def _by_folder(names: Sequence[str]) -> tuple[list[int], list[str]]:
     """Labels and classes by the topmost folder of each name."""
     classes = sorted({folder for name in names if (folder := _top_folder(name))})
     number = {folder: i for i, folder in enumerate(classes)}
@@ -152,7 +145,7 @@ def read_list(path: Path) -> list[str]:
     return names
 
 
-def choose(there: Sequence[str], wanted: Sequence[str], root: str, where: str) -> list[str]:
+def _choose(there: Sequence[str], wanted: Sequence[str], root: str, where: str) -> list[str]:
     """Which of the names that are there a list means.
 
     A name is a path below the root. One that is not there means the only file that is called the same without folders
@@ -187,11 +180,10 @@ def _is_wanted(name: str, source: Source, preparation: Preparation) -> bool:
     return PurePosixPath(name).suffix.lower() in preparation.extensions and not _is_hidden(name)
 
 
-def _problem(member: Member, preparation: Preparation) -> str | None:
+def _problem(source: Readable, name: str, preparation: Preparation) -> str | None:
     """Why an image cannot be used, as far as its header tells."""
-    name, opener = member
     try:
-        with opener() as file:
+        with source.open(name) as file:
             preparation.check(file, name)
     except ImageError as error:
         return error.reason

@@ -1,15 +1,14 @@
 """Data sets of Hugging Face, read with the package `datasets`: from the hub, or from a local folder."""
 
 import io
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
 from uldm_cli.core.data.files import FileImages
 from uldm_cli.core.data.preparing import Preparation
-from uldm_cli.core.data.sources import Member, optional
+from uldm_cli.core.data.sources import optional
 from uldm_cli.core.images import one_line
 from uldm_cli.errors import ConfigError
 
@@ -65,24 +64,15 @@ def open_hub(
 class _Rows:
     """The encoded images of a column."""
 
-    only_images = True
-
     def __init__(self, rows: Any, column: str) -> None:
         self._rows, self._column = rows, column
 
-    def members(self) -> Iterator[Member]:
-        for i in range(len(self._rows)):
-            yield f"row {i}", partial(self._opened, f"row {i}")
-
-    def read(self, name: str) -> bytes:
+    def open(self, name: str) -> IO[bytes]:
         found = self._rows[int(name.removeprefix("row "))][self._column]
         if found is None:
             raise KeyError("the row has no image")
         content: bytes | None = found["bytes"]
-        return Path(found["path"]).read_bytes() if content is None else content
-
-    def _opened(self, name: str) -> IO[bytes]:
-        return io.BytesIO(self.read(name))
+        return Path(found["path"]).open("rb") if content is None else io.BytesIO(content)
 
 
 def _load(datasets: Any, name: str, split: str, subset: str | None) -> Any:

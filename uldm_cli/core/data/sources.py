@@ -6,36 +6,38 @@ import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, Generic, Protocol, TypeVar
+from typing import IO, Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from uldm_cli.core.images import EXTENSIONS
 from uldm_cli.errors import ConfigError, UsageError, nearest
 
 READ_ERRORS = (OSError, EOFError, RuntimeError, KeyError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
-"""What reading a member may raise."""
+"""What opening a file of any source, or reading from it, may raise."""
 
-Handle = TypeVar("Handle", BinaryIO, zipfile.ZipFile)
-Member = tuple[str, Callable[[], IO[bytes]]]  # its name, relative to the root with forward slashes, and how to open it
+Handle = TypeVar("Handle", tarfile.TarFile, zipfile.ZipFile)
 
 
-class Source(Protocol):
+class Readable(Protocol):
+    """What files are read from, by their names."""
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file at its beginning. This, and reading from it, raises one of READ_ERRORS."""
+        ...
+
+
+class Source(Readable, Protocol):
     """Where files come from."""
 
     only_images: bool
-    """Every member is an image, whatever its name."""
+    """Every file is an image, whatever its name."""
 
-    def members(self) -> Iterator[Member]:
-        """All regular files, in the order that is quickest to read."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """The content of a file; raises one of _READ_ERRORS."""
+    def names(self) -> Iterator[str]:
+        """Of all regular files, relative to the root with forward slashes, in the order that is quickest to read."""
         ...
 
 
@@ -50,17 +52,17 @@ class _Folder:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def members(self) -> Iterator[Member]:
+    def names(self) -> Iterator[str]:
         seen: set[str] = set()  # links to folders are followed, but not in circles
         for folder, subfolders, files in os.walk(self._root, followlinks=True, onerror=_raise):
             seen.add(os.path.realpath(folder))
             subfolders[:] = [s for s in subfolders if os.path.realpath(os.path.join(folder, s)) not in seen]
             below = "" if Path(folder) == self._root else f"{Path(folder).relative_to(self._root).as_posix()}/"
             for file in files:
-                yield below + file, partial(_open_file, os.path.join(folder, file))
+                yield below + file
 
-    def read(self, name: str) -> bytes:
-        return (self._root / name).read_bytes()
+    def open(self, name: str) -> IO[bytes]:
+        return (self._root / name).open("rb")
 
 
 class _Archive(ABC, Generic[Handle]):
@@ -81,41 +83,47 @@ class _Archive(ABC, Generic[Handle]):
             self._handle.close()
 
     @abstractmethod
-    def _open(self) -> Handle: ...
+    def _opened(self) -> Handle: ...
 
     def _mine(self) -> Handle:
         if self._handle is None or self._process != os.getpid():
-            self._handle, self._process = self._open(), os.getpid()
+            if self._handle is not None:
+                self._handle.close()  # that of the process from which this one was forked
+            self._handle, self._process = self._opened(), os.getpid()
         return self._handle
 
 
-class _Tar(_Archive[BinaryIO]):
+class _Tar(_Archive[tarfile.TarFile]):
     """A plain tar: indexed once, its members then read by their place."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._places: dict[str, tuple[int, int]] = {}  # name to offset and length
 
-    def members(self) -> Iterator[Member]:
+    def names(self) -> Iterator[str]:
         try:
-            with tarfile.open(self._path, "r:") as tar:
+            with tarfile.open(self._path, "r:") as tar:  # not the one that is kept: it remembers all that it lists
                 for member in tar:
                     if member.isreg() and not member.issparse():
                         name = _clean(member.name)
                         self._places[name] = (member.offset_data, member.size)
-                        yield name, partial(_extract, tar, member)
+                        yield name
         except tarfile.TarError as error:
             what = f"{self._path} is truncated or damaged after {len(self._places)} files ({error})"
             raise ConfigError(what, "Copy or fetch it again") from error
 
-    def read(self, name: str) -> bytes:
-        offset, length = self._places[name]
-        file = self._mine()
-        file.seek(offset)
-        return file.read(length)
+    def open(self, name: str) -> IO[bytes]:
+        member = tarfile.TarInfo(name)
+        member.offset_data, member.size = self._places[name]
+        file = self._mine().extractfile(member)
+        assert file is not None, "it is a regular file"
+        return file
 
-    def _open(self) -> BinaryIO:
-        return self._path.open("rb")
+    def _opened(self) -> tarfile.TarFile:
+        tar = tarfile.TarFile(self._path)
+        assert isinstance(tar.fileobj, io.BufferedReader), "it was opened by its path"
+        tar.fileobj = tar.fileobj.detach()  # unbuffered: no image is what was once read along with another
+        return tar
 
 
 class _Zip(_Archive[zipfile.ZipFile]):
@@ -123,21 +131,20 @@ class _Zip(_Archive[zipfile.ZipFile]):
         super().__init__(path)
         self._real_names: dict[str, str] = {}
 
-    def members(self) -> Iterator[Member]:
+    def names(self) -> Iterator[str]:
         try:
-            with zipfile.ZipFile(self._path) as archive:
-                for info in archive.infolist():
-                    if not info.is_dir():
-                        name = _clean(info.filename)
-                        self._real_names[name] = info.filename
-                        yield name, partial(archive.open, info)
+            for info in self._mine().infolist():
+                if not info.is_dir():
+                    name = _clean(info.filename)
+                    self._real_names[name] = info.filename
+                    yield name
         except zipfile.BadZipFile as error:
             raise ConfigError(f"{self._path} is truncated or damaged ({error})", "Copy or fetch it again") from error
 
-    def read(self, name: str) -> bytes:
-        return self._mine().read(self._real_names[name])
+    def open(self, name: str) -> IO[bytes]:
+        return self._mine().open(self._real_names[name])
 
-    def _open(self) -> zipfile.ZipFile:
+    def _opened(self) -> zipfile.ZipFile:
         return zipfile.ZipFile(self._path)
 
 
@@ -157,23 +164,18 @@ class _Lmdb:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_environment": None}
 
-    def members(self) -> Iterator[Member]:
-        with self._open().begin() as reading, reading.cursor() as cursor:
-            for key in cursor.iternext(keys=True, values=False):
-                name = os.fsdecode(key)
-                yield name, partial(self._opened, name)
+    def names(self) -> Iterator[str]:
+        with self._opened().begin() as reading, reading.cursor() as cursor:
+            yield from map(os.fsdecode, cursor.iternext(keys=True, values=False))
 
-    def read(self, name: str) -> bytes:
-        with self._open().begin() as reading:
+    def open(self, name: str) -> IO[bytes]:
+        with self._opened().begin() as reading:
             value: bytes | None = reading.get(os.fsencode(name))
         if value is None:
             raise KeyError(name)
-        return value
+        return io.BytesIO(value)
 
-    def _opened(self, name: str) -> IO[bytes]:
-        return io.BytesIO(self.read(name))
-
-    def _open(self) -> Any:
+    def _opened(self) -> Any:
         if self._environment is None:
             lmdb = optional("lmdb", f"{self._root} is an LMDB; to read it")
             path = os.path.realpath(self._root)
@@ -241,16 +243,6 @@ def _missing(root: Path) -> ConfigError:
     with suppress(OSError):
         near = nearest(wrong.name, [path.name for path in wrong.parent.iterdir()])
     return ConfigError(f"{root} does not exist", f"Did you mean {wrong.parent / near}?" if near else None)
-
-
-def _open_file(path: str) -> IO[bytes]:
-    return open(path, "rb")
-
-
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    file = tar.extractfile(member)
-    assert file is not None  # it would be None for a folder or a device, and those are not asked for
-    return file
 
 
 def _clean(name: str) -> str:
