@@ -251,14 +251,22 @@ def test_a_redirect_does_not_give_up_encryption() -> None:
         fetch._Redirects().redirect_request(request, BytesIO(), 302, "Found", headers, "http://example.org/b")
 
 
-def test_offline(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ULDM_OFFLINE", "1")
+@pytest.mark.parametrize("value", ["1", "true", "yes", "on"])
+def test_offline(value: str, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ULDM_OFFLINE", value)
     with pytest.raises(UldmError, match=r"the thing is not on this machine and ULDM_OFFLINE.*by hand"):
         get(tmp_path / "none/file", server.url("file"))
     assert not server.requests
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_bytes(b"put there by hand")
     assert get(tmp_path / "file", server.url("file")).read_bytes() == b"put there by hand"
+
+
+@pytest.mark.parametrize("value", ["", "0", "false", "False", "no", "NO"])
+def test_online(value: str, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ULDM_OFFLINE", value)
+    get(tmp_path / "file", server.url("file"))
+    assert len(server.requests) == 1
 
 
 def test_disk_error_is_not_blamed_on_the_mirrors(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """The only downloader: mirrors in turn, resuming, checksums, and a clear word when there is no network.
 
-ULDM_OFFLINE=1 forbids it to reach for the network. Only http and https are spoken, redirects included.
+ULDM_OFFLINE=1 forbids it to reach for the network; see `offline`. Only http and https are spoken, redirects included.
 """
 
 import errno
@@ -40,9 +40,19 @@ class _Failed(Exception):
         self.again = again
 
 
+def offline(variable: str = "ULDM_OFFLINE") -> bool:
+    """Whether the environment forbids the network: unset, empty, 0, false and no allow it, anything else does not."""
+    return os.environ.get(variable, "").lower() not in ("", "0", "false", "no")
+
+
+def cache_home() -> Path:
+    """The folder of the user's caches, of all programs; it may not be there yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
 def cache(kind: str) -> Path:
     """The folder for downloads of a kind, such as "data"; not made yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "uldm" / kind
+    return cache_home() / "uldm" / kind
 
 
 def fetch(
@@ -81,7 +91,7 @@ def fetch(
     if wrong := [url for url in urls if urlsplit(url).scheme not in ("http", "https")]:
         raise UsageError(f"{wrong[0]} is not an http or https address")
     by_hand = by_hand or f"Put the file of {urls[0]} at {destination} by hand"
-    if os.environ.get("ULDM_OFFLINE", "") not in ("", "0"):
+    if offline():
         raise UldmError(f"{description} is not on this machine and ULDM_OFFLINE forbids downloading it", by_hand)
     part = _Part(destination, provable=bool(sha256 or md5))
     reasons = []

@@ -65,6 +65,14 @@ def test_offline_finds_what_was_fetched_before(variable: str, tmp_path: Path, mo
         local_folder("hf://owner/other")
 
 
+@pytest.mark.parametrize("variable", ["ULDM_OFFLINE", "HF_HUB_OFFLINE"])
+@pytest.mark.parametrize("value", ["", "0", "false", "no"])
+def test_online(variable: str, value: str, hub: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, value)
+    local_folder("hf://owner/name")
+    assert not any(call["local_files_only"] for call in hub)
+
+
 def http(kind: type[Exception]) -> Callable[[], Exception]:
     return lambda: kind("404 Client Error.\nlong text", response=Mock(headers={}))  # type: ignore[call-arg]
 

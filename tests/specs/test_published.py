@@ -296,6 +296,16 @@ def test_hub_of_local_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quiet_hub")
+def test_hub_is_shut_off_by_the_variable_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table().save_to_disk(str(tmp_path / "saved"))
+    for value, offline in (("false", False), ("0", False), ("1", True)):
+        monkeypatch.setenv("ULDM_OFFLINE", value)
+        HuggingFace(name=str(tmp_path / "saved"), size=16).build()
+        for module in (datasets.config, huggingface_hub.constants):
+            assert module.HF_HUB_OFFLINE is offline
+
+
+@pytest.mark.usefixtures("quiet_hub")
 def test_hub_class_labels_keep_their_numbers(tmp_path: Path) -> None:
     labels = table([2, 0, 1, None]).cast_column("kind", datasets.ClassLabel(names=["a", "b", "c"]))
     labels.save_to_disk(str(tmp_path / "saved"))

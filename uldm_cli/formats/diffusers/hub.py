@@ -1,10 +1,10 @@
 """Models named as `hf://owner/name[@revision]`: fetched into huggingface_hub's own cache, or found there."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from uldm_cli import fetch
 from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.formats.diffusers.weights import INDEX, NAME
 
@@ -17,7 +17,7 @@ _PLACES = ("", "unet/", "vqvae/", "vae/")
 def local_folder(reference: str) -> Path:
     """The folder of a model on the hub. Of weights in both formats only the safetensors are fetched.
 
-    ULDM_OFFLINE=1 or HF_HUB_OFFLINE=1 restrict it to what was fetched before.
+    ULDM_OFFLINE=1 or HF_HUB_OFFLINE=1 restrict it to what was fetched before; see `fetch.offline`.
 
     Raises:
         ConfigError: it is not such a reference, or the hub has no such model.
@@ -27,7 +27,7 @@ def local_folder(reference: str) -> Path:
     if found is None:
         raise ConfigError(f"{reference!r:.100} is not a model of the hub", f"Expected {SCHEME}owner/name[@revision]")
     repository, revision = found[1], found[2]
-    if any(os.environ.get(name, "").lower() not in ("", "0", "false") for name in ("ULDM_OFFLINE", "HF_HUB_OFFLINE")):
+    if fetch.offline() or fetch.offline("HF_HUB_OFFLINE"):
         return _snapshot(repository, revision, _CONFIGS, offline=True)
     wanted = [f"{place}{NAME}*.safetensors{index}" for place in _PLACES for index in ("", INDEX)]
     folder = _snapshot(repository, revision, [*_CONFIGS, *wanted])

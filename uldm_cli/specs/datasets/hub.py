@@ -1,10 +1,10 @@
 """Data sets of Hugging Face."""
 
-import os
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from uldm_cli import fetch
 from uldm_cli.specs.datasets.base import CHANNELS, SIZE, Prepared
 
 if TYPE_CHECKING:
@@ -33,5 +33,5 @@ class HuggingFace(Prepared):
             image=self.image,
             label=self.label,
             subset=self.subset,
-            offline=os.environ.get("ULDM_OFFLINE", "") not in ("", "0"),
+            offline=fetch.offline(),
         )

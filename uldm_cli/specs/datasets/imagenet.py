@@ -53,8 +53,7 @@ class ImageNet(Prepared):
 
     def _folder(self) -> Path:
         """The class folders, after extracting them where that is still to be done."""
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        target = home / "autoencoders" / "data" / f"ILSVRC2012_{self.split}"
+        target = fetch.cache_home() / "autoencoders" / "data" / f"ILSVRC2012_{self.split}"
         root = Path(self.root).expanduser() if self.root else target
         name = self.archives[self.split]
         hint = f"Give data.root=FOLDER with {name}, from image-net.org; or with the class folders, n01440764, ..."
