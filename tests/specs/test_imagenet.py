@@ -81,7 +81,7 @@ def test_imagenet_goes_on_where_it_was_killed(tmp_path: Path, cache: Path) -> No
 EXTRACT = """
 import sys
 from pathlib import Path
-from uldm_cli.specs.datasets.imagenet import extract
+from uldm_cli.unpacking import extract
 extract(Path(sys.argv[1]), Path(sys.argv[2]), validation=False)
 """
 
