@@ -42,25 +42,28 @@ class Prepared(Dataset):
         return Preparation(self.size, self.channels, self.resize, self.crop, window)
 
 
-class Published(Prepared):
-    """A published set without classes: a folder, an archive or an LMDB, and a list of the images of a split."""
+class Listed(Prepared):
+    """A folder, an archive or an LMDB of images, and a list of those to use."""
 
     root: str = Field(min_length=1, description="the folder, .tar or .zip; or the folder of an LMDB")
     split_file: str | None = Field(
         None, min_length=1, description="text file with the names of the images to use, one a line; without one, all"
     )
+
+    def opened(self, *, labelled: bool, checked: bool) -> "ImageSet":
+        """The set; see `core.data.open_files`."""
+        from uldm_cli.core.data import open_files, read_list
+
+        only = (self.split_file, read_list(Path(self.split_file).expanduser())) if self.split_file else None
+        preparation = self.preparation()
+        return open_files(self.root, preparation, only=only, labelled=labelled, checked=checked, strict=self.strict)
+
+
+class Published(Listed):
+    """A published set without classes."""
+
     size: int = Field(256, ge=8, le=4096, description=SIZE)
     channels: Literal[1, 3] = Field(3, description=CHANNELS)
 
     def build(self) -> "ImageSet":
-        from uldm_cli.core.data import open_files
-
-        only = listed(self.split_file)
-        return open_files(self.root, self.preparation(), only=only, labelled=False, checked=False, strict=self.strict)
-
-
-def listed(path: str | None) -> tuple[str, list[str]] | None:
-    """A list of names and what errors call it, for `open_files`."""
-    from uldm_cli.core.data import read_list
-
-    return None if path is None else (path, read_list(Path(path).expanduser()))
+        return self.opened(labelled=False, checked=False)

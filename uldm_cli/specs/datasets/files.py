@@ -7,29 +7,23 @@ from pydantic import Field, model_validator
 
 from uldm_cli.errors import ConfigError
 from uldm_cli.specs.base import problem
-from uldm_cli.specs.datasets.base import CHANNELS, SIZE, Prepared, Published, listed
+from uldm_cli.specs.datasets.base import CHANNELS, SIZE, Listed, Prepared, Published
 
 if TYPE_CHECKING:
     from uldm_cli.core.data import ImageSet
 
 
-class Images(Prepared):
+class Images(Listed):
     """A folder, .tar or .zip of images, searched recursively; the sub-folders of its root are the classes."""
 
     kind: Literal["images"] = "images"
-    root: str = Field(min_length=1, description="the folder, .tar or .zip; or the folder of an LMDB")
-    split_file: str | None = Field(
-        None, min_length=1, description="text file with the names of the images to use, one a line; without one, all"
-    )
     size: int = Field(64, ge=8, le=4096, description=SIZE)
     channels: int = Field(
         3, ge=1, le=64, description="1 for grey, 3 for RGB; of another number, .npy and .tif files with as many"
     )
 
     def build(self) -> "ImageSet":
-        from uldm_cli.core.data import open_files
-
-        return open_files(self.root, self.preparation(), only=listed(self.split_file), strict=self.strict)
+        return self.opened(labelled=True, checked=True)
 
 
 class CelebAHQ(Published):
