@@ -30,7 +30,7 @@ from uldm_cli.runs.train import open_images
 from uldm_cli.runs.trained_on import chosen_autoencoder, chosen_data
 from uldm_cli.specs.encoding import Contents, Encoding, LatentIndex
 from uldm_cli.specs.models import AutoencoderModel
-from uldm_cli.specs.training import misfit
+from uldm_cli.specs.training import misfit, refuse
 
 if TYPE_CHECKING:
     from torch import nn
@@ -98,10 +98,7 @@ def plan(spec: Encoding, outdir: Path | None) -> Plan:
     """
     reference, file = chosen_autoencoder(spec.autoencoder)
     data = chosen_data(spec.data, file)
-    wrong = misfit(model_config(file, AutoencoderModel).autoencoder, data)
-    if wrong is not None and wrong.context is not None:
-        said = wrong.context
-        raise ConfigError(f"{said['path']}: {said['message']} (the autoencoder is {reference})", said["hint"])
+    refuse(misfit(model_config(file, AutoencoderModel).autoencoder, data), reference)
     config = spec.model_copy(update={"autoencoder": reference, "data": data})
     return Plan(config, choose_outdir(outdir, OUTPUTS / "vqvae-encode", RECORD, config), file)
 

@@ -15,7 +15,7 @@ from uldm_cli.specs.explain import Origin, explain
 from uldm_cli.specs.models import Target
 from uldm_cli.specs.sampling import Sampling
 from uldm_cli.specs.schedules import ScaledLinear, check_learnable
-from uldm_cli.specs.training import Optim, Part, Train, misfit
+from uldm_cli.specs.training import Optim, Part, Train, misfit, refuse
 
 if TYPE_CHECKING:
     from pydantic_core import PydanticCustomError
@@ -118,10 +118,7 @@ class DiffusionTraining(Spec):
             ConfigError: it does not; the field to change is named.
         """
         assert self.data is not None
-        wrong = misfit(autoencoder, self.data) or _misfit_of_latents(autoencoder, self.data, self.backbone)
-        if wrong is not None and wrong.context is not None:
-            said = wrong.context
-            raise ConfigError(f"{said['path']}: {said['message']} (the autoencoder is {name})", said["hint"])
+        refuse(misfit(autoencoder, self.data) or _misfit_of_latents(autoencoder, self.data, self.backbone), name)
 
 
 def data_of(training: Mapping[str, Any], name: str) -> Dataset | None:

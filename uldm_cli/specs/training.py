@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
+from uldm_cli.errors import ConfigError
 from uldm_cli.specs.autoencoders import Autoencoder
 from uldm_cli.specs.base import DEVICE, problem
 from uldm_cli.specs.datasets import Dataset
@@ -84,3 +85,14 @@ def misfit(autoencoder: Autoencoder, data: Dataset) -> "PydanticCustomError | No
         text = f"expected a multiple of {autoencoder.factor}, the autoencoder's factor, got {data.size}"
         return problem(text, "Change data.size, or the autoencoder", path="data.size")
     return None
+
+
+def refuse(wrong: "PydanticCustomError | None", autoencoder: str) -> None:
+    """Raises what is wrong with a config for the autoencoder of this name, if anything is.
+
+    Raises:
+        ConfigError: the field to change is named.
+    """
+    if wrong is not None and wrong.context is not None:
+        said = wrong.context
+        raise ConfigError(f"{said['path']}: {said['message']} (the autoencoder is {autoencoder})", said["hint"])
