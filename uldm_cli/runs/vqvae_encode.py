@@ -49,17 +49,13 @@ class Plan:
     folder: Path
     file: ModelFile
     """The autoencoder."""
+    model: AutoencoderModel
+    """What the file holds, as if made for images of this size."""
 
     @property
     def data(self) -> "Dataset":
         assert self.config.data is not None
         return self.config.data
-
-    @property
-    def model(self) -> AutoencoderModel:
-        """Of the autoencoder, as if made for images of this size."""
-        model = model_config(self.file, AutoencoderModel)
-        return model.model_copy(update={"image_size": self.data.size})
 
 
 @dataclass(frozen=True)
@@ -98,9 +94,11 @@ def plan(spec: Encoding, outdir: Path | None) -> Plan:
     """
     reference, file = chosen_autoencoder(spec.autoencoder)
     data = chosen_data(spec.data, file)
-    refuse(misfit(model_config(file, AutoencoderModel).autoencoder, data), reference)
+    model = model_config(file, AutoencoderModel)
+    refuse(misfit(model.autoencoder, data), reference)
     config = spec.model_copy(update={"autoencoder": reference, "data": data})
-    return Plan(config, choose_outdir(outdir, OUTPUTS / "vqvae-encode", RECORD, config), file)
+    folder = choose_outdir(outdir, OUTPUTS / "vqvae-encode", RECORD, config)
+    return Plan(config, folder, file, model.model_copy(update={"image_size": data.size}))
 
 
 def preview(plan: Plan) -> Preview:
