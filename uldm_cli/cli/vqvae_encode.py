@@ -1,6 +1,6 @@
 """`uldm vqvae encode`: the latents of a set of images, for training."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -8,7 +8,7 @@ from uldm_cli import console, registry
 from uldm_cli.cli.options import Arguments, BatchSize, Device, DryRun, Json, Outdir, ParallelCommand, Quiet
 
 if TYPE_CHECKING:
-    from uldm_cli.runs.vqvae_encode import Preview, Result
+    from uldm_cli.runs.vqvae_encode import Plan, Preview, Result
     from uldm_cli.specs.encoding import Contents
 
 EXAMPLES = """
@@ -74,25 +74,14 @@ def encode(
 
 def _show_preview(preview: "Preview") -> None:
     plan, contents = preview.plan, preview.contents
-    data = {
-        "outdir": plan.folder,
-        "autoencoder": plan.config.autoencoder,
-        "images": contents.images,
-        "skipped": preview.skipped,
-        "latent_shape": contents.latent_shape,
-        "posterior": contents.posterior,
-        "flip": contents.flip,
-        "dtype": contents.dtype,
-        "bytes": contents.nbytes,
-        "files": contents.shards,
+    data = _data(plan, contents, preview.skipped) | {
         "files_there": preview.there,
         "device": preview.device,
         "dry_run": True,
     }
     rows = [
         ("autoencoder", str(plan.config.autoencoder)),
-        ("images", f"{contents.images:,}" + (f", {preview.skipped} skipped" if preview.skipped else "")),
-        ("latents", _described(contents)),
+        *_rows(contents, preview.skipped),
         ("files", f"{contents.shards:,} of {plan.config.shard_size:,} images, {preview.there:,} are there"),
         ("computed on", f"{preview.device}, {plan.config.precision}"),
     ]
@@ -101,27 +90,13 @@ def _show_preview(preview: "Preview") -> None:
 
 def _show_result(result: "Result") -> None:
     plan, index = result.plan, result.index
-    data = {
-        "outdir": plan.folder,
-        "autoencoder": plan.config.autoencoder,
+    data = _data(plan, index, result.skipped) | {
         "sha256": index.autoencoder,
-        "images": index.images,
         "encoded": result.encoded,
-        "skipped": result.skipped,
-        "latent_shape": index.latent_shape,
-        "posterior": index.posterior,
-        "flip": index.flip,
-        "dtype": index.dtype,
-        "bytes": index.nbytes,
-        "files": index.shards,
         "scale_factor": index.scale_factor,
         "seconds": result.seconds,
     }
-    rows = [
-        ("images", f"{index.images:,}" + (f", {result.skipped} skipped" if result.skipped else "")),
-        ("latents", _described(index)),
-        ("scale factor", f"{index.scale_factor:.5f}"),
-    ]
+    rows = [*_rows(index, result.skipped), ("scale factor", f"{index.scale_factor:.5f}")]
     if result.encoded:
         done = f"encoded {result.encoded:,} images in {result.seconds:.0f} s"
     else:
@@ -130,11 +105,32 @@ def _show_result(result: "Result") -> None:
     console.result(data, title=f"Latents in {plan.folder}", rows=rows, summary=summary)
 
 
-def _described(contents: "Contents") -> str:
+def _data(plan: "Plan", contents: "Contents", skipped: int) -> dict[str, Any]:
+    """What is told of a cache as JSON, be it there or to be made."""
+    return {
+        "outdir": plan.folder,
+        "autoencoder": plan.config.autoencoder,
+        "images": contents.images,
+        "skipped": skipped,
+        "latent_shape": contents.latent_shape,
+        "posterior": contents.posterior,
+        "flip": contents.flip,
+        "dtype": contents.dtype,
+        "bytes": contents.nbytes,
+        "files": contents.shards,
+    }
+
+
+def _rows(contents: "Contents", skipped: int) -> list[tuple[str, str]]:
+    """The same for people."""
     channels, height, width = contents.latent_shape
     kind = "mean and log-variance" if contents.posterior else "latents"
     both = ", both orientations" if contents.flip else ""
-    return f"{kind} of {channels}x{height}x{width}, {contents.dtype}{both}: {_size(contents.nbytes)}"
+    latents = f"{kind} of {channels}x{height}x{width}, {contents.dtype}{both}"
+    return [
+        ("images", f"{contents.images:,}" + (f", {skipped} skipped" if skipped else "")),
+        ("latents", f"{latents}: {_size(contents.nbytes)}"),
+    ]
 
 
 def _size(number: int) -> str:
