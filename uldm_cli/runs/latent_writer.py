@@ -16,7 +16,7 @@ from uldm_cli.runs.files import writable_folder
 from uldm_cli.runs.latent_cache import INDEX, KEY, RECORD, shard_path
 from uldm_cli.runs.outdir import write_record
 from uldm_cli.runs.signals import Stop
-from uldm_cli.runs.train import NAMED
+from uldm_cli.runs.skipped import Skipped
 from uldm_cli.specs.encoding import Contents, Encoding, Shard, Sums
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ class LatentWriter:
         self._strict = config.data is not None and config.data.strict
         self._rows: list[int] = []
         self._held: Batch | None = None
-        self._named = 0
+        self._skipped = Skipped(f"{INDEX} will name them all")
 
     def write(self, missing: list[int]) -> None:
         """Writes the files of these numbers, each process its share; they go through them side by side."""
         rank, world, count = self.engine.rank, self.engine.world, self.contents.count
-        self._name(self.images.skipped)
+        self._skipped.add(self.images.skipped)
         images = sum(map(count, missing))
         with (
             closing(self._reading(missing[rank::world])) as self._batches,
@@ -115,7 +115,7 @@ class LatentWriter:
             image, label = self._next_readable(row, skipped)
             self._fill(tensors, [row - first], image[None], torch.tensor([label]))
             self._progress.advance()
-        self._name(skipped)
+        self._skipped.add(skipped)
         return tensors, tuple(skipped)
 
     def _until(self, end: int) -> "Iterator[Batch]":
@@ -173,14 +173,6 @@ class LatentWriter:
                 if index == row:
                     skipped.append((error.name, error.reason))
         raise UsageError(f"not one image of the data set can be decoded, the first being {skipped[0][0]}")
-
-    def _name(self, skipped: list[tuple[str, str]]) -> None:
-        for name, reason in skipped:
-            self._named += 1
-            if self._named <= NAMED:
-                console.warn(f"skipped {name}: {reason} ({self._named} so far)")
-            elif self._named == NAMED + 1:
-                console.warn(f"more images are skipped; {INDEX} will name them all")
 
 
 class _Rows:

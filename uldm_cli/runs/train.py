@@ -22,6 +22,7 @@ from uldm_cli.runs.outdir import choose_outdir, write_record
 from uldm_cli.runs.processes import processes, sharded
 from uldm_cli.runs.saving import Progress, find_checkpoint, restore_run, save_run
 from uldm_cli.runs.signals import Stop, stop_on_signals
+from uldm_cli.runs.skipped import Skipped
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.diffusion_training import DiffusionTraining
 
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 
 RECORD = "train.yaml"
 METRICS = "metrics.jsonl"
-NAMED = 10
-"""So many skipped images are named; the others are counted."""
 IDLE = 0.2
 """Share of the time from which on it is worth saying that the network waits for images."""
 
@@ -223,7 +222,7 @@ class _Run:
         self.checkpoints = Checkpoints(plan.folder, plan.train.keep)
         self.metrics = plan.folder / METRICS
         self.display: console.Training | None = None
-        self.skipped: set[str] = set()
+        self.skipped = Skipped("from here on they are only counted")
         self._told: set[str] = set()
         self._scheduled = self._due = self._improved = False
         self._waited = 0.0
@@ -240,7 +239,7 @@ class _Run:
         with ExitStack() as stack:
             stop = stack.enter_context(stop_on_signals())
             batches = stack.enter_context(closing(self._batches()))
-            self._name_skipped(self.job.dataset.skipped)
+            self.skipped.add(self.job.dataset.skipped)
             first = next(batches)  # images that cannot be read are found before anything is written
             if self.engine.main:
                 self._begin()
@@ -331,7 +330,7 @@ class _Run:
     def _take(self, record: "Record", last: bool) -> None:
         """Counts what a step did, or that it was skipped."""
         for batch in record.batches:
-            self._name_skipped(batch.skipped)
+            self.skipped.add(batch.skipped)
         progress = self.progress
         fault = record.fault
         if fault is None:
@@ -428,16 +427,6 @@ class _Run:
         if int(self._epochs(step)) > int(self._epochs(step - 1)):
             self.progress.epoch = self.job.epoch_logs()
             self.job.start_epoch()
-
-    def _name_skipped(self, skipped: list[tuple[str, str]]) -> None:
-        for name, reason in skipped:
-            if name in self.skipped:
-                continue
-            self.skipped.add(name)
-            if len(self.skipped) <= NAMED:
-                console.warn(f"skipped {name}: {reason} ({len(self.skipped)} so far)")
-            elif len(self.skipped) == NAMED + 1:
-                console.warn("more images are skipped; from here on they are only counted")
 
     def _save(self, step: int) -> None:
         saved = save_run(self.checkpoints, self.job, self.plan.config, step, self.progress, snapshot=self._scheduled)
