@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from uldm_cli.core import rng
-from uldm_cli.core.data import ArrayImages, Batch, Draws, FileImages, open_images, read_idx, sequential, stream
+from uldm_cli.core.data import ArrayImages, Batch, Draws, FileImages, filled, open_images, read_idx, sequential, stream
 from uldm_cli.core.data.streams import permutation
 from uldm_cli.errors import ConfigError, UldmError, UsageError
 
@@ -286,6 +286,7 @@ def test_only_training_hands_out_draws() -> None:
     ):
         assert next(stream(data, batch_size=10, seed=3, start=5)).image.flatten().tolist() == expected
         assert next(sequential(data, batch_size=7)).image.flatten().tolist() == list(range(7))
+        assert next(filled(data, [range(2, 5)])).image.flatten().tolist() == [2, 3, 4]
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
@@ -346,9 +347,25 @@ def test_sequential_keeps_the_names_of_leading_and_trailing_damage(tmp_path: Pat
         list(sequential(found, batch_size=1, strict=True))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_filled_puts_the_next_readable_in_the_place_of_damage_and_names_each_once(workers: int, tmp_path: Path) -> None:
+    cut = png(3)[:400]
+    files = {"a.png": png(1), "b.png": cut, "c.png": cut, "d.png": png(2), "e.png": png(4), "f.png": cut}
+    found = open_images(as_folder(tmp_path, files), size=16)
+    batches = list(filled(found, [range(2), range(4, 6), range(2, 4)], workers=workers))
+    assert [batch.number.tolist() for batch in batches] == [[0, 1], [4, 5], [2, 3]]
+    assert [[name for name, _ in batch.skipped] for batch in batches] == [["b.png"], ["f.png"], ["c.png"]]
+    sources = [[0, 3], [4, 0], [3, 3]]
+    for batch, indices in zip(batches, sources, strict=True):
+        assert torch.equal(batch.image, torch.stack([found[index][0] for index in indices]))
+    with pytest.raises(UsageError, match=r"^b\.png"):
+        list(filled(found, [range(6)], workers=workers, strict=True))
+
+
 def test_nothing_decodable(tmp_path: Path) -> None:
     found = open_images(as_folder(tmp_path, LATE_DAMAGE), size=16)
-    for batches in (stream(found, batch_size=2, seed=0), sequential(found, batch_size=2)):
+    given = filled(found, [range(1)])
+    for batches in (stream(found, batch_size=2, seed=0), sequential(found, batch_size=2), given):
         with pytest.raises(UsageError, match=r"not one image.*a/02x\.png"):
             next(batches)
 

@@ -4,13 +4,14 @@ Each process encodes every world-th file that is missing. The bytes of a file de
 """
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uldm_cli import console
-from uldm_cli.errors import UldmError, UsageError
+from uldm_cli.errors import UldmError
 from uldm_cli.formats.tensors import write_safetensors
 from uldm_cli.runs.files import writable_folder
 from uldm_cli.runs.latent_cache import INDEX, KEY, RECORD, shard_path
@@ -47,9 +48,6 @@ class LatentWriter:
         self.folder, self.config, self.contents, self.images = folder, config, contents, images
         self.engine, self.stop = engine, stop
         self.module = module.to(engine.device).to(memory_format=torch.channels_last)
-        self._strict = config.data is not None and config.data.strict
-        self._rows: list[int] = []
-        self._held: Batch | None = None
         self._skipped = Skipped(f"{INDEX} will name them all")
 
     def write(self, missing: list[int]) -> None:
@@ -70,18 +68,22 @@ class LatentWriter:
                 self._progress.advance(sum(count(n) for n in together if n not in mine))
 
     def _reading(self, mine: list[int]) -> "Generator[Batch, None, None]":
-        """The images of some files, one file after the other; a batch never crosses a border."""
-        from uldm_cli.core.data import sequential
+        """The images of some files, one file after the other."""
+        from uldm_cli.core.data import filled
 
-        size = self.contents.shard_size
-        self._rows = [row for n in mine for row in range(n * size, n * size + self.contents.count(n))]
-        yield from sequential(
-            _Rows(self.images, self._rows),
-            batch_size=self.config.batch_size,
-            workers=0 if hasattr(self.images, "gather") else self.config.workers,
-            strict=self._strict,
+        return filled(
+            self.images,
+            chain.from_iterable(map(self._rows, mine)),
+            workers=self.config.workers,
+            strict=self.config.data is not None and self.config.data.strict,
             pin_memory=self.engine.device.type == "cuda",
         )
+
+    def _rows(self, number: int) -> list[range]:
+        """The indices of a file's images, batch by batch: no batch crosses its border."""
+        first, size = number * self.contents.shard_size, self.config.batch_size
+        end = first + self.contents.count(number)
+        return [range(start, min(start + size, end)) for start in range(first, end, size)]
 
     def _write(self, number: int) -> None:
         from uldm_cli.core.data.latents import digest_of, sums_of
@@ -99,47 +101,22 @@ class LatentWriter:
         """The tensors of a file, and which images others stand for."""
         import torch
 
-        contents = self.contents
-        first, count = number * contents.shard_size, contents.count(number)
+        contents, count = self.contents, self.contents.count(number)
         dtype: torch.dtype = getattr(torch, contents.dtype)
         tensors = {name: torch.empty((count, *contents.latent_shape), dtype=dtype) for name in contents.tensors}
-        tensors["label"] = torch.full((count,), -1)
-        missing = set(range(first, first + count))
-        for batch in self._until(first + count):
-            rows = [self._rows[i] for i in batch.number.tolist()]
-            self._fill(tensors, [row - first for row in rows], batch.image, batch.label)
-            missing -= set(rows)
-            self._progress.advance(len(rows))
+        tensors["label"] = torch.empty(count, dtype=torch.int64)
         skipped: list[tuple[str, str]] = []
-        for row in sorted(missing):
-            image, label = self._next_readable(row, skipped)
-            self._fill(tensors, [row - first], image[None], torch.tensor([label]))
-            self._progress.advance()
-        self._skipped.add(skipped)
-        return tensors, tuple(skipped)
-
-    def _until(self, end: int) -> "Iterator[Batch]":
-        """The batches of rows below `end`."""
-        while True:
+        for batch in islice(self._batches, len(self._rows(number))):
+            self._fill(tensors, batch.number - number * contents.shard_size, batch.image, batch.label)
+            skipped += batch.skipped
+            self._progress.advance(len(batch))
             if self.stop.requested:
                 console.note("what was written is whole; the same command goes on from there")
                 raise KeyboardInterrupt
-            if self._held is None:
-                self._held = self._next_batch()
-            if self._held is None or self._rows[int(self._held.number[0])] >= end:
-                return
-            batch, self._held = self._held, None
-            yield batch
+        self._skipped.add(skipped)
+        return tensors, tuple(skipped)
 
-    def _next_batch(self) -> "Batch | None":
-        try:
-            return next(self._batches, None)
-        except UsageError:
-            if self._strict:
-                raise
-            return None  # not one image of this process's share is readable; others take their places
-
-    def _fill(self, tensors: "dict[str, Tensor]", places: list[int], images: "Tensor", labels: "Tensor") -> None:
+    def _fill(self, tensors: "dict[str, Tensor]", places: "Tensor", images: "Tensor", labels: "Tensor") -> None:
         """Puts the latents of images, and of their mirrored copies, in their places."""
         import torch
 
@@ -162,29 +139,3 @@ class LatentWriter:
                 raise UldmError(f"the latents of the images are NaN or infinite{wider}", hint)
             tensors[name][places] = stored
         tensors["label"][places] = labels
-
-    def _next_readable(self, row: int, skipped: list[tuple[str, str]]) -> "tuple[Tensor, int]":
-        from uldm_cli.core.images import ImageError
-
-        for index in (*range(row, len(self.images)), *range(row)):
-            try:
-                return self.images[index]
-            except ImageError as error:
-                if index == row:
-                    skipped.append((error.name, error.reason))
-        raise UsageError(f"not one image of the data set can be decoded, the first being {skipped[0][0]}")
-
-
-class _Rows:
-    """Some images of a set, by their indices."""
-
-    def __init__(self, images: "ImageSet", rows: list[int]) -> None:
-        self._images, self._rows = images, rows
-        self.classes, self.channels, self.size = images.classes, images.channels, images.size
-        self.skipped: list[tuple[str, str]] = []
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> "tuple[Tensor, int]":
-        return self._images[self._rows[index]]

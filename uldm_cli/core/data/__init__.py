@@ -3,7 +3,7 @@
 from uldm_cli.core.data.arrays import ArrayImages, read_cifar, read_idx, read_mosaic
 from uldm_cli.core.data.files import FileImages, open_files, open_images, read_list
 from uldm_cli.core.data.preparing import Preparation
-from uldm_cli.core.data.streams import Batch, Draws, ImageSet, sequential, stream
+from uldm_cli.core.data.streams import Batch, Draws, ImageSet, filled, sequential, stream
 
 __all__ = [
     "ArrayImages",
@@ -12,6 +12,7 @@ __all__ = [
     "FileImages",
     "ImageSet",
     "Preparation",
+    "filled",
     "open_files",
     "open_images",
     "read_cifar",

@@ -8,7 +8,7 @@ import hashlib
 import signal
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -69,7 +69,7 @@ class Batch:
     Attributes:
         image: uint8 `[N, C, H, W]`; of a set of cached latents, floating point.
         label: int64 `[N]`, -1 for none.
-        number: int64 `[N]`, the sample numbers; of `sequential`, the indices.
+        number: int64 `[N]`, the sample numbers; of `sequential` and `filled`, the indices.
         skipped: (name, reason) of each file that could not be decoded here.
     """
 
@@ -154,6 +154,24 @@ def sequential(
     yield held
 
 
+def filled(
+    dataset: ImageSet,
+    batches: Iterable[range],
+    *,
+    workers: int = 0,
+    strict: bool = False,
+    pin_memory: bool = False,
+) -> Generator[Batch, None, None]:
+    """The images of these indices, a batch a range, and each batch full.
+
+    A file that cannot be decoded is replaced as in `stream`; a batch's `skipped` names those of its own indices alone.
+
+    Raises:
+        UsageError: strict, or no file of the set can be decoded.
+    """
+    yield from _load(_FilledReader(dataset, strict), iter(batches), workers, pin_memory)
+
+
 class _Reader(ABC):
     """What a worker runs: numbers to a batch. DataLoader hands `__getitems__` a whole batch's numbers at once."""
 
@@ -188,6 +206,12 @@ class _Reader(ABC):
             skipped.append((error.name, error.reason))
             return None
 
+    def next_readable(self, index: int, bits: int | None, skipped: list[tuple[str, str]]) -> tuple[Tensor, int]:
+        for offset in range(len(self.dataset)):
+            if item := self.item((index + offset) % len(self.dataset), skipped, bits):
+                return item
+        raise _nothing_readable(skipped)
+
     def batch(self, items: list[tuple[Tensor, int]], numbers: Sequence[int], skipped: list[tuple[str, str]]) -> Batch:
         shape = (0, self.dataset.channels, self.dataset.size, self.dataset.size)
         images = torch.stack([image for image, _ in items]) if items else torch.empty(shape, dtype=torch.uint8)
@@ -201,6 +225,19 @@ class _OrderedReader(_Reader):
         skipped: list[tuple[str, str]] = []
         found = [(number, item) for number in numbers if (item := self.item(number, skipped))]
         return self.batch([item for _, item in found], [number for number, _ in found], skipped)
+
+
+class _FilledReader(_Reader):
+    def read(self, numbers: Sequence[int]) -> Batch:
+        if (in_memory := self.gather(numbers, numbers)) is not None:
+            return in_memory
+        found: list[tuple[Tensor, int]] = []
+        skipped: list[tuple[str, str]] = []
+        for number in numbers:
+            tried: list[tuple[str, str]] = []
+            found.append(self.next_readable(number, None, tried))
+            skipped += tried[:1]  # the others are named where it is their turn
+        return self.batch(found, numbers, skipped)
 
 
 class _ShuffledReader(_Reader):
@@ -231,12 +268,6 @@ class _ShuffledReader(_Reader):
             self._order = permutation(len(self.dataset), self.seed, epoch)
             self._epoch = epoch
         return int(self._order[place])
-
-    def next_readable(self, index: int, bits: int | None, skipped: list[tuple[str, str]]) -> tuple[Tensor, int]:
-        for offset in range(len(self.dataset)):
-            if item := self.item((index + offset) % len(self.dataset), skipped, bits):
-                return item
-        raise _nothing_readable(skipped)
 
 
 def permutation(length: int, seed: int, epoch: int) -> Tensor:
