@@ -13,7 +13,7 @@ from uldm_cli.core.diffusing import training_latents
 from uldm_cli.core.training import to_float
 from uldm_cli.errors import ConfigError
 from uldm_cli.formats.native import load_tensors, read_header
-from uldm_cli.runs import ldm_train, vqvae_encode
+from uldm_cli.runs import latent_cache, ldm_train, vqvae_encode
 from uldm_cli.runs.latent_cache import open_cache, read_index
 from uldm_cli.runs.metrics import read_lines
 from uldm_cli.runs.models import load_autoencoder, resolve
@@ -141,6 +141,13 @@ def test_a_run_goes_on_where_the_autoencoder_was_trained_on(training, encoded, a
     shutil.rmtree(sorted((run / "checkpoints").iterdir())[-1])
     training.run(spec, tmp_path / "run")
     assert training.steps_saved(tmp_path / "run")[-1] == 4
+
+
+def test_a_finished_run_loads_no_autoencoder_to_compare(training, encoded, autoencoder, ldm, tmp_path, monkeypatch):
+    spec = changed(ldm(steps=2), latents=str(encoded(autoencoder)))
+    training.run(spec, tmp_path / "run")
+    monkeypatch.delattr(latent_cache, "load_autoencoder")
+    assert training.run(spec, tmp_path / "run").computed == 0
 
 
 def test_an_autoencoder_that_was_moved_is_asked_for(training, encoded, autoencoder, ldm, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uldm_cli.errors import ConfigError
 from uldm_cli.formats.tensors import TORCH_NAMES, Tensors, open_safetensors
 from uldm_cli.runs.models import ModelFile, load_autoencoder, model_config
-from uldm_cli.runs.train import open_images
+from uldm_cli.runs.train import Plan, open_images
 from uldm_cli.specs.autoencoders import Autoencoder
 from uldm_cli.specs.datasets import Dataset
 from uldm_cli.specs.encoding import Contents, LatentIndex, Shard, read_said
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from uldm_cli.core.data import ImageSet
     from uldm_cli.core.data.latents import LatentSet
-    from uldm_cli.specs.autoencoder_training import AutoencoderTraining
-    from uldm_cli.specs.diffusion_training import DiffusionTraining
 
 RECORD = "encode.yaml"
 INDEX = "index.json"
@@ -120,13 +118,12 @@ def read_index(folder: Path) -> LatentIndex:
     return read_said(LatentIndex, said, str(path), _again(folder))
 
 
-def check_autoencoder(folder: Path, file: ModelFile) -> None:
+def check_autoencoder(folder: Path, index: LatentIndex, file: ModelFile) -> None:
     """Makes sure that a finished cache holds the latents of this autoencoder.
 
     Raises:
         ConfigError: they are another one's.
     """
-    index = read_index(folder)
     here = identity(load_autoencoder(file), model_config(file, AutoencoderModel).autoencoder)
     if here != index.autoencoder:
         what = (
@@ -157,17 +154,16 @@ def cached_data(folder: Path, index: LatentIndex, data: Dataset | None) -> Datas
     return data
 
 
-def training_set(config: "AutoencoderTraining | DiffusionTraining") -> "ImageSet":
-    """What a config trains on: its images, or the latents that it names in their place.
+def training_set(plan: Plan[Any]) -> "ImageSet":
+    """What a run trains on: its config's images, or the latents that the config names in their place.
 
     Raises:
         ConfigError: there are none, or a file of latents is missing, damaged or of another cache.
     """
-    assert config.data is not None
-    latents = getattr(config, "latents", None)
-    if latents is None:
+    config = plan.config
+    if plan.latents is None:
         return open_images(config.data)
-    return open_cache(Path(latents), read_index(Path(latents)), flip=config.data.flip)
+    return open_cache(Path(config.latents), plan.latents, flip=config.data.flip)
 
 
 def open_cache(folder: Path, index: LatentIndex, *, flip: bool) -> "LatentSet":

@@ -1,7 +1,7 @@
 """`uldm ldm train`: trains a latent diffusion model in the latents of a trained autoencoder."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,7 @@ from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, mak
 from uldm_cli.runs.trained_on import chosen_autoencoder, chosen_data, images_of
 from uldm_cli.runs.vqvae_train import squeezed
 from uldm_cli.specs.diffusion_training import DiffusionTraining
+from uldm_cli.specs.encoding import LatentIndex
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel
 
 if TYPE_CHECKING:
@@ -62,10 +63,11 @@ def plan(
         raise ConfigError("train.compile does not work with FSDP yet", "Leave one of them out")
     if sharded() and spec.train.precision == "fp16":
         raise ConfigError("fp16 is not supported with FSDP", "Take train.precision=bf16")
-    plan = make_plan(complete(spec), outdir, default_outdir("ldm", "train", config), resume=resume)
-    if spec.latents is not None:
-        check_autoencoder(Path(spec.latents), resolve(_source(plan), "autoencoder"))
-    return plan
+    index = None if spec.latents is None else read_index(Path(spec.latents))
+    plan = make_plan(complete(spec, index), outdir, default_outdir("ldm", "train", config), resume=resume)
+    if index is not None and not plan.finished:
+        check_autoencoder(Path(str(spec.latents)), index, resolve(_source(plan), "autoencoder"))
+    return replace(plan, latents=index)
 
 
 def _source(plan: Plan[DiffusionTraining]) -> str | None:
@@ -99,30 +101,31 @@ def run(plan: Plan[DiffusionTraining]) -> Result:
     return train(plan, partial(DiffusionJob, plan))
 
 
-def complete(spec: DiffusionTraining) -> DiffusionTraining:
+def complete(spec: DiffusionTraining, index: LatentIndex | None) -> DiffusionTraining:
     """The config with its autoencoder and its data named, and found to fit each other and the backbone.
+
+    `index` is that of the latents that the config names, if it names any.
 
     Raises:
         ConfigError: there is no autoencoder, or it cannot take the data, or the backbone not its latents.
     """
     planned = planned_autoencoder(spec.autoencoder)
-    if planned and spec.latents is None and spec.data is not None:
+    if planned and index is None and spec.data is not None:
         # That is a plan; to make it true takes the weights, which `run` asks for.
         completed, model = spec, planned.model
     else:
-        completed, file = _found(spec)
+        completed, file = _found(spec, index)
         model = model_config(file, AutoencoderModel)
     completed.check_fit(model.autoencoder, str(completed.autoencoder))
     return completed
 
 
-def _found(spec: DiffusionTraining) -> tuple[DiffusionTraining, ModelFile]:
+def _found(spec: DiffusionTraining, index: LatentIndex | None) -> tuple[DiffusionTraining, ModelFile]:
     """The config with the autoencoder and the data that are there, and the autoencoder's file."""
-    if spec.latents is None:
+    if index is None:
         reference, file = chosen_autoencoder(spec.autoencoder)
         data = chosen_data(spec.data, file)
     else:
-        index = read_index(Path(spec.latents))
         try:
             reference, file = chosen_autoencoder(spec.autoencoder or index.reference)
         except ConfigError as e:
@@ -130,7 +133,7 @@ def _found(spec: DiffusionTraining) -> tuple[DiffusionTraining, ModelFile]:
                 raise
             what = f"the autoencoder that made {spec.latents} is not where it was: {e.message}"
             raise ConfigError(what, "Name it: autoencoder=PATH") from e
-        data = cached_data(Path(spec.latents), index, spec.data)
+        data = cached_data(Path(str(spec.latents)), index, spec.data)
     return spec.model_copy(update={"autoencoder": reference, "data": data}), file
 
 
@@ -232,7 +235,7 @@ class DiffusionJob:
         spec = plan.config
         assert spec.data is not None
         self.data = spec.data
-        self.dataset = training_set(spec)
+        self.dataset = training_set(plan)
         mind_memory(plan, diffusion_memory)
         engine = make_engine(plan)
         autoencoder: Any = load_autoencoder(resolve(_source(plan), "autoencoder")).to(engine.device)
@@ -273,8 +276,8 @@ class DiffusionJob:
             autoencoder, self.dataset, held.latent_shape, spec.train.seed, engine, strict=self.data.strict
         )
         scale = spec.scale_factor
-        if scale is None and spec.latents is not None:
-            scale = read_index(Path(spec.latents)).scale_factor
+        if scale is None and plan.latents is not None:
+            scale = plan.latents.scale_factor
             console.note(f"scale factor {scale:.5f}, measured on all latents in {spec.latents}")
         elif scale is None:
             scale = measuring.scale()

@@ -32,7 +32,7 @@ def preview(plan: Plan[Any], what: str, module: "nn.Module", memory: "Memory", d
     """What a run would do, for `--dry-run`. `module` is what it would train, and may be without memory ("meta")."""
     from uldm_cli.core.device import pick_device, pick_dtype
 
-    images = training_set(plan.config)
+    images = training_set(plan)
     device = pick_device(plan.train.device)
     precision = str(pick_dtype(plan.train.precision, device)).removeprefix("torch.")
     return Preview(

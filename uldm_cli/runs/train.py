@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from uldm_cli.core.engine import Engine
     from uldm_cli.core.training import Record, Trainer
     from uldm_cli.specs.datasets import Dataset
+    from uldm_cli.specs.encoding import LatentIndex
     from uldm_cli.specs.models import Model
     from uldm_cli.specs.training import Optim, Train
 
@@ -94,6 +95,8 @@ class Plan(Generic[C]):
     """Steps that are done."""
     damaged: tuple[Path, ...] = ()
     """Newer checkpoints that cannot be used."""
+    latents: "LatentIndex | None" = None
+    """The index of the latents that are read in place of the images, if any are."""
 
     @property
     def train(self) -> "Train":
