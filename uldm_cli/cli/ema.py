@@ -7,6 +7,7 @@ import typer
 
 from uldm_cli import console
 from uldm_cli.cli.options import Command, Json, Quiet, native_file
+from uldm_cli.specs.widths import NARROWEST, WIDEST
 
 Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="The folder of a training with train.ema_profiles.", show_default=False)
@@ -16,8 +17,8 @@ SigmaRel = Annotated[
     typer.Option(
         "--sigma-rel",
         metavar="X",
-        min=0.01,
-        max=0.28,
+        min=NARROWEST,
+        max=WIDEST,
         help="Width of the average, as a share of the training: 0.05, say.",
         show_default=False,
     ),

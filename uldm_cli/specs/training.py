@@ -9,6 +9,7 @@ from uldm_cli.specs.autoencoders import Autoencoder
 from uldm_cli.specs.base import DEVICE, problem
 from uldm_cli.specs.datasets import Dataset
 from uldm_cli.specs.sampling import LARGEST_SEED
+from uldm_cli.specs.widths import NARROWEST, WIDEST
 
 if TYPE_CHECKING:
     from pydantic_core import PydanticCustomError
@@ -54,7 +55,7 @@ class Train(Part):
         0, ge=0, le=LARGEST_SEED, description="Of the start values, the data's order, noise and augmentation."
     )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay of the averaged weights, which warms up.")
-    ema_profiles: tuple[Annotated[float, Field(ge=0.01, le=0.28)], ...] = Field(
+    ema_profiles: tuple[Annotated[float, Field(ge=NARROWEST, le=WIDEST)], ...] = Field(
         (), description="Widths (sigma_rel) of averages kept of every save, as 0.05,0.1: for `ema` to make others of."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
