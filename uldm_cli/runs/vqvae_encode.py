@@ -224,7 +224,6 @@ def _write_index(plan: Plan, contents: Contents, images: "ImageSet") -> None:
     index = LatentIndex(
         **contents.model_dump(),
         reference=str(plan.config.autoencoder),
-        autoencoder_config=plan.model.autoencoder.model_dump(mode="json"),
         data=plan.data.model_dump(mode="json"),
         classes=images.classes,
         left_out=tuple(images.skipped),

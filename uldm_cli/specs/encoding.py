@@ -119,7 +119,6 @@ class LatentIndex(Contents):
 
     reference: str
     """How the autoencoder was called."""
-    autoencoder_config: dict[str, Any]
     data: dict[str, Any]
     """The images, as the config names them."""
     classes: tuple[str, ...]
