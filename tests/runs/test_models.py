@@ -61,9 +61,9 @@ def test_the_yaml_of_a_training_means_the_newest_checkpoint_of_its_run(tiny_ldm,
     config = Path("mine/ldm.yaml")
     config.parent.mkdir()
     config.write_text("kind: ldm-train\n")
-    untrained = r"^mine/ldm\.yaml has not been trained: outputs/ldm-mine holds no checkpoint$"
-    with pytest.raises(ConfigError, match=untrained) as caught:
+    with pytest.raises(ConfigError) as caught:
         resolve("mine/ldm.yaml")
+    assert caught.value.message == "mine/ldm.yaml has not been trained: outputs/ldm-mine holds no checkpoint"
     assert caught.value.hint == "Run: uldm ldm train mine/ldm.yaml"
     put_into_run(tiny_ldm, Path("outputs/ldm-mine"), 1)
     newest = put_into_run(tiny_ldm, Path("outputs/ldm-mine"), 2)
@@ -72,15 +72,15 @@ def test_the_yaml_of_a_training_means_the_newest_checkpoint_of_its_run(tiny_ldm,
 
 def test_an_autoencoder_can_be_planned_with_before_it_is_trained(autoencoder, empty_folder):
     config = Path("small.yaml")
-    config.write_text("kind: vqvae-train\ndata: {kind: images, root: photos, size: 24}\n")
+    config.write_text("kind: vqvae-train\ndata: {kind: images, root: photos, size: 24, channels: 1}\n")
     planned = planned_autoencoder("small.yaml")
     assert planned.model.image_size == 24
     assert planned.command == "uldm vqvae train small.yaml"
     put_into_run(autoencoder, Path("outputs/vqvae-small"))
     assert planned_autoencoder("small.yaml") is None
-    assert model_config(resolve("small.yaml", "autoencoder"), AutoencoderModel).image_size == 64
+    assert model_config(resolve("small.yaml", "autoencoder"), AutoencoderModel).image_size == 32
 
-    config.write_text("kind: vqvae-train\ndata: {kind: images, root: photos, size: 24, sise: 3}\n")
+    config.write_text("kind: vqvae-train\ndata: {kind: images, root: photos, size: 24, channels: 1, sise: 3}\n")
     assert planned_autoencoder("small.yaml") is None  # it is trained, whatever became of its file
     (Path("outputs") / "vqvae-small").rename("elsewhere")
     with pytest.raises(ConfigError, match=r"^small\.yaml:2: data\.sise: unknown key 'sise'"):

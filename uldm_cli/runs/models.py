@@ -160,7 +160,7 @@ def _trained_group(path: Path) -> str | None:
     """The group whose `train` a path is a YAML of, such as "vqvae"; None for every other file."""
     if path.suffix not in SUFFIXES or not path.is_file():
         return None
-    group, _, verb = str(read_yaml(path)[0].get("kind")).partition("-")
+    group, _, verb = str(read_yaml(path, targets=True)[0].get("kind")).partition("-")
     return group if verb == "train" else None
 
 
