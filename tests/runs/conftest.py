@@ -177,13 +177,13 @@ def finish() -> Callable[[list[Process]], None]:
 def start_two(start: Callable[..., Process]) -> Callable[..., list[Process]]:
     """Starts a run in two processes, as torchrun does it."""
 
-    def begin(spec: Spec | Encoding, folder: Path, **environment: str) -> list[Process]:
+    def begin(spec: Spec | Encoding, folder: Path, before: str = "", **environment: str) -> list[Process]:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = str(found.getsockname()[1])
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         place |= environment
-        return [start(spec, folder, place | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+        return [start(spec, folder, place | {"RANK": rank, "LOCAL_RANK": rank}, before) for rank in ("0", "1")]
 
     return begin
 

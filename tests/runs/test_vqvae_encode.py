@@ -220,6 +220,30 @@ def test_a_damaged_file_is_named_and_made_anew(encoding, damage, tmp_path, capsy
 # Several processes
 
 
+LATE = """
+import time
+from uldm_cli.runs import vqvae_encode
+
+look = vqvae_encode._missing
+
+def late(*args):
+    time.sleep(2 * int(os.environ["RANK"]))
+    return look(*args)
+
+vqvae_encode._missing = late
+"""
+"""The second process looks at what is there when the first, if it did not wait, had written its files."""
+
+
+def test_a_slow_process_does_not_take_the_files_of_a_quick_one_for_earlier_ones(encoding, start_two, finish, tmp_path):
+    spec = encoding()
+    encode(spec, tmp_path / "one")
+    processes = start_two(spec, tmp_path / "two", LATE)
+    finish(processes)
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    assert "there already" not in "".join(process.log.read_text() for process in processes)
+
+
 def test_two_processes_write_what_one_does_byte_for_byte(encoding, mixed, start_two, finish, tmp_path):
     spec = encoding(mixed)
     encode(spec, tmp_path / "one")

@@ -172,21 +172,22 @@ def _missing(folder: Path, contents: Contents, engine: "Engine") -> list[int]:
     from uldm_cli.core.collectives import total
 
     there = {number for number in range(contents.shards) if shard_path(folder, number).exists()}
-    if not there:
-        return list(range(contents.shards))
-    readable = {number for number in there if _is_part(shard_path(folder, number), contents)}
     damaged = torch.ones(contents.shards, dtype=torch.int64)
-    damaged[list(readable)] = 0
-    mine = sorted(readable)[engine.rank :: engine.world]
-    with console.progress(len(mine), "checking what is there", "files") as progress:
-        for number in mine:
-            damaged[number] = int(not is_intact(shard_path(folder, number)))
-            progress.advance()
+    if there:
+        readable = {number for number in there if _is_part(shard_path(folder, number), contents)}
+        damaged[list(readable)] = 0
+        mine = sorted(readable)[engine.rank :: engine.world]
+        with console.progress(len(mine), "checking what is there", "files") as progress:
+            for number in mine:
+                damaged[number] = int(not is_intact(shard_path(folder, number)))
+                progress.advance()
+    # Nobody goes on before all have looked: a slow process would find the first files of a quick one.
     missing: list[int] = total(damaged.to(engine.device)).nonzero()[:, 0].tolist()
-    for number in missing:
-        if number in there:
-            console.warn(f"{shard_path(folder, number)} is damaged: it is encoded again")
-    console.note(f"{contents.shards - len(missing)} of {contents.shards} files in {folder} are there already")
+    if there:
+        for number in missing:
+            if number in there:
+                console.warn(f"{shard_path(folder, number)} is damaged: it is encoded again")
+        console.note(f"{contents.shards - len(missing)} of {contents.shards} files in {folder} are there already")
     return missing
 
 
