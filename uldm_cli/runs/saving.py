@@ -51,11 +51,13 @@ def save_run(
     Raises:
         UldmError: it could not be written; what was saved before is whole.
     """
+    from uldm_cli.core.training import below
+
     trainer, engine = job.trainer, job.trainer.engine
-    state = {f"optimizer.{name}": value for name, value in engine.kept(trainer.state_dict()).items()}
+    trained = dict(engine.kept(trainer.state_dict()))
+    state = {f"optimizer.{name}": value for name, value in trained.items()}
     state |= {f"means.{name}": value for name, value in progress.means.state().items()}
     weights, averaged = engine.kept(job.module.state_dict()), engine.kept(trainer.ema.state)
-    profiles = engine.kept(trainer.profiles.state_dict()) if snapshot else {}
     if not engine.main:
         return None
     header = Header(job.kind, job.config.model_dump(mode="json"), config.model_dump(mode="json"), step)
@@ -78,7 +80,8 @@ def save_run(
 
     try:
         if snapshot:
-            save_snapshot(checkpoints.folder.parent, step, profiles, config.train.ema_profiles)
+            sigmas = config.train.ema_profiles
+            save_snapshot(checkpoints.folder.parent, step, below("profiles.", trained), sigmas)
         return checkpoints.save(step, write)
     except (OSError, UldmError) as e:
         hint = "What was saved before is whole: the same command goes on from there"

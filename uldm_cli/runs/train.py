@@ -319,11 +319,9 @@ class _Run:
             self._mind_best(means, step)
         if log:
             self._log(record, means)
-        if picture and (self.engine.main or self.engine.sharded):
-            drawn = self.job.picture()
-            if drawn:
-                name, pixels = drawn
-                write_png(writable_folder(self.plan.folder / "pictures") / f"{name}_{step:07}.png", pixels)
+        if picture and (self.engine.main or self.engine.sharded) and (drawn := self.job.picture()):
+            name, pixels = drawn
+            write_png(writable_folder(self.plan.folder / "pictures") / f"{name}_{step:07}.png", pixels)
         if save:
             self._save(step)
         if stopping:
