@@ -6,6 +6,7 @@ Everything else that is raised is a bug and keeps its traceback. This module imp
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 
 class UldmError(Exception):
@@ -50,3 +51,11 @@ def nearest(name: str, options: "Iterable[str]") -> str | None:
     by_lower_case = {option.lower(): option for option in options}
     found = get_close_matches(name.lower(), list(by_lower_case), n=1, cutoff=0.6)
     return by_lower_case[found[0]] if found else None
+
+
+def nearest_file(path: "Path") -> str | None:
+    """The file or folder that a path which leads nowhere was probably meant to name: one beside it."""
+    if not path.parent.is_dir():
+        return None
+    found = nearest(path.name, (entry.name for entry in path.parent.iterdir()))
+    return str(path.parent / found) if found else None

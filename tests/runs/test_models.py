@@ -106,6 +106,12 @@ def test_a_latent_diffusion_model_serves_as_its_autoencoder_but_not_the_other_wa
     ("name", "message", "hint"),
     [
         ("friuts64", "there is no model 'friuts64'", "Did you mean 'fruits64'?"),
+        ("emtpy", "there is no model 'emtpy'", "Did you mean 'empty'?"),
+        (
+            "outputs/ldm-mnist",
+            "there is no model 'outputs/ldm-mnist'",
+            "Train it first. Name a file, a folder, zoo:NAME, hf://owner/name, or one of: fruits64",
+        ),
         (
             "nothing",
             "there is no model 'nothing'",
@@ -123,6 +129,7 @@ def test_a_latent_diffusion_model_serves_as_its_autoencoder_but_not_the_other_wa
 def test_what_is_no_model_is_told(name, message, hint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
+    Path("outputs/vqvae-mnist").mkdir(parents=True)
     with pytest.raises(ConfigError) as caught:
         resolve(name)
     assert (caught.value.message, caught.value.hint) == (message, hint)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uldm_cli import assets
-from uldm_cli.errors import ConfigError, nearest
+from uldm_cli.errors import ConfigError, nearest, nearest_file
 from uldm_cli.formats import compvis, diffusers
 from uldm_cli.formats.checkpoint import KINDS, Checkpoint, Header
 from uldm_cli.formats.detect import open_checkpoint
@@ -89,8 +89,9 @@ def _located(name: str) -> Path:
         newest = Checkpoints(path).newest()
         return newest / MODEL if newest else path
     if not path.exists():
-        guess = nearest(name, EMBEDDED)
-        hint = f"Train it first. {_KNOWN}" if path.parts[:1] == OUTPUTS.parts else _KNOWN
+        to_be_trained = path.parts[:1] == OUTPUTS.parts  # no typing mistake, most of the time
+        guess = nearest(name, EMBEDDED) or (None if to_be_trained else nearest_file(path))
+        hint = f"Train it first. {_KNOWN}" if to_be_trained else _KNOWN
         raise ConfigError(f"there is no model {name!r}", f"Did you mean {guess!r}?" if guess else hint)
     if not (group := _trained_group(path)):
         return path

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from uldm_cli.errors import ConfigError, nearest
+from uldm_cli.errors import ConfigError, nearest_file
 
 MAX_BYTES = 1_000_000
 MAX_VALUES = 50_000  # counted after aliases are expanded: ten lines of YAML can stand for billions of values
@@ -110,8 +110,8 @@ def _read_bytes(path: Path) -> bytes:
 def _missing(path: Path) -> ConfigError:
     if not path.parent.is_dir():
         return ConfigError(f"{path}: no such file; there is no folder {path.parent}")
-    near = nearest(path.name, (entry.name for entry in path.parent.iterdir()))
-    return ConfigError(f"{path}: no such file", f"Did you mean '{path.parent / near}'?" if near else None)
+    near = nearest_file(path)
+    return ConfigError(f"{path}: no such file", f"Did you mean '{near}'?" if near else None)
 
 
 class _Reader:
