@@ -85,7 +85,8 @@ def test_the_same_command_again_says_that_it_is_finished(uldm_main):
     before = {name: Path(name).stat().st_mtime_ns for name in names()}
     code, out, _ = uldm_main("vqvae", "train", *VQVAE)
     assert code == 0
-    assert f"it was finished already: {first['model']}; to train anew, give another --outdir" in out
+    longer = "to train longer, give --outdir outputs/vqvae-train and more train.steps"
+    assert f"it was finished already: {first['model']}; {longer}; to train anew, another --outdir" in out
     assert cells(out)["step"] == "4"
     again = json.loads(uldm_main("vqvae", "train", *VQVAE, "--resume", "--json")[1])
     assert (first["computed"], again["computed"]) == (4, 0)

@@ -101,10 +101,10 @@ def test_a_file_in_the_way_is_named(default, place):
         choose_outdir(Path(place), default, RECORD, config())
 
 
-def test_where_a_training_runs_and_who_reads_its_images_make_no_other_run(tmp_path: Path) -> None:
+def test_where_a_training_runs_and_what_it_tells_make_no_other_run(tmp_path: Path) -> None:
     first, elsewhere, longer = (
         AutoencoderTraining.model_validate({"train": {"steps": 10} | other})
-        for other in ({}, {"device": "cpu", "workers": 0}, {"steps": 11})
+        for other in ({}, {"device": "cpu", "workers": 0, "keep": 3, "trackers": ["wandb"]}, {"steps": 11})
     )
     record = write_record(tmp_path, "train.yaml", first)
     assert difference_from(record, elsewhere) is None

@@ -116,6 +116,46 @@ def test_a_finished_run_stays_as_it_is(training, vqvae, tmp_path, monkeypatch):
     assert again.checkpoint == first.checkpoint == folder / "checkpoints" / f"step-{training.STEPS:08}"
 
 
+def constant(spec):
+    """The same at a learning rate that does not depend on the run's length."""
+    return spec.model_copy(update={"optim": spec.optim.model_copy(update={"decay": "constant"})})
+
+
+@pytest.mark.parametrize("command", ["gan", "ldm"])
+def test_a_run_that_is_made_longer_ends_as_one_that_was_so_long(training, command, request, tmp_path, capsys):
+    short, whole = (constant(request.getfixturevalue(command)(steps=steps)) for steps in (7, training.STEPS))
+    training.run(whole, tmp_path / "whole")
+    training.run(short, tmp_path / "longer")
+    assert training.run(whole, tmp_path / "longer").computed == training.STEPS - 7
+    told = f"going on from step 7 of {tmp_path / 'longer'}, to step {training.STEPS} where it was 7\n"
+    assert told in capsys.readouterr().err
+    longer, whole = (training.outcome(tmp_path / name) for name in ("longer", "whole"))
+    last = f"checkpoints/step-{training.STEPS:08}/model.safetensors"
+    assert longer[last] == whole[last]
+    assert longer["train.yaml"] == whole["train.yaml"]
+
+
+def test_a_longer_cosine_is_told(training, vqvae, tmp_path, capsys):
+    training.run(vqvae(steps=2), tmp_path / "run")
+    training.run(vqvae(steps=3), tmp_path / "run")
+    assert "to step 3 where it was 2; the learning rate follows the cosine to there" in capsys.readouterr().err
+
+
+def test_a_run_is_not_made_shorter_than_it_is(training, vqvae, tmp_path):
+    training.run(vqvae(steps=3), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"has made 3 steps already, and train\.steps is 2"):
+        training.run(vqvae(steps=2), tmp_path / "run")
+
+
+def test_what_is_told_and_kept_may_change_on_the_way(training, vqvae, tmp_path):
+    training.run(vqvae(), tmp_path / "whole")
+    training.interrupt(vqvae(), tmp_path / "stopped", 7)
+    training.run(vqvae(save_every=3, picture_every=4, keep=3), tmp_path / "stopped")
+    assert len(training.steps_saved(tmp_path / "stopped")) == 3
+    stopped, whole = (training.outcome(tmp_path / name) for name in ("stopped", "whole"))
+    assert stopped["metrics"] == whole["metrics"]
+
+
 def test_other_images_than_before_are_told(training, vqvae, photos, tmp_path, capsys):
     shutil.copytree(photos, tmp_path / "photos")
     spec = vqvae()

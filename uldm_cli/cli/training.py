@@ -171,7 +171,8 @@ def _show_result(result: "Result") -> None:
         if result.skipped:
             summary += f"; {result.skipped:,} image{'s were' if result.skipped > 1 else ' was'} skipped"
     else:
-        summary = f"it was finished already: {model}; to train anew, give another --outdir"
+        longer = f"to train longer, give --outdir {plan.folder} and more train.steps"
+        summary = f"it was finished already: {model}; {longer}; to train anew, another --outdir"
     title = f"Trained in {plan.folder}"
     console.result(data, title=title, columns=("figure", "at the end"), rows=_rows(result.line), summary=summary)
 

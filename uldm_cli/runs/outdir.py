@@ -17,8 +17,15 @@ if TYPE_CHECKING:
 
 OUTPUTS = Path("outputs")
 
-# Where a run computes, and who reads its images, does not make it another run.
-NOT_COMPARED = frozenset({"device", "workers", "train.device", "train.workers"})
+# Where and how fast a run computes, who reads its images, what it tells and keeps: that makes no other run of it.
+NOT_COMPARED = frozenset(
+    {
+        "device",
+        "workers",
+        *(f"train.{name}" for name in ("device", "workers", "compile")),
+        *(f"train.{name}" for name in ("log_every", "save_every", "picture_every", "keep", "trackers")),
+    }
+)
 
 _ABSENT = "absent"
 
@@ -34,18 +41,20 @@ def default_outdir(group: str, verb: str, config: Path | None = None) -> Path:
     return OUTPUTS / f"{group}-{parent if config.stem == group and parent else config.stem}"
 
 
-def choose_outdir(explicit: Path | None, default: Path, record: str, config: Spec) -> Path:
+def choose_outdir(
+    explicit: Path | None, default: Path, record: str, config: Spec, *, may_change: frozenset[str] = frozenset()
+) -> Path:
     """The folder for a run of `config`, whose resolved config is kept there as the file `record`. Writes nothing.
 
-    A folder the user names has to be new, or to hold results of the same config. By default it is `default`, or
-    the first of `default-2`, `default-3`... that fits.
+    A folder the user names has to be new, or to hold results of the same config, fields in `may_change` aside. By
+    default it is `default`, or the first of `default-2`, `default-3`... that fits.
 
     Raises:
         ConfigError: the folder named holds results of another config, or cannot be a folder.
     """
     if explicit is not None:
         writable_folder(explicit, create=False)
-        difference = difference_from(explicit / record, config)
+        difference = difference_from(explicit / record, config, NOT_COMPARED | may_change)
         if difference:
             raise ConfigError(
                 f"--outdir {explicit} holds results of another config: {difference}",
@@ -56,7 +65,7 @@ def choose_outdir(explicit: Path | None, default: Path, record: str, config: Spe
     return writable_folder(folder, create=False)
 
 
-def difference_from(record: Path, config: Spec) -> str | None:
+def difference_from(record: Path, config: Spec, ignored: frozenset[str] = NOT_COMPARED) -> str | None:
     """The first field in which the config kept in `record` differs, for people; None if there is none, or no record."""
     if not record.is_file():
         return None
@@ -66,7 +75,7 @@ def difference_from(record: Path, config: Spec) -> str | None:
         return f"its {record.name} cannot be read"
     old, new = _flatten(there), _flatten(config.model_dump(mode="json"))
     for field in (*new, *(old.keys() - new.keys())):
-        if field in NOT_COMPARED:
+        if field in ignored:
             continue
         before, now = old.get(field, _ABSENT), new.get(field, _ABSENT)
         if before != now:

@@ -25,6 +25,7 @@ from uldm_cli.runs.signals import Stop, stop_on_signals
 from uldm_cli.runs.skipped import Skipped
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.diffusion_training import DiffusionTraining
+from uldm_cli.specs.yamlfile import read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,11 +137,12 @@ def make_plan(config: C, outdir: Path | None, default: Path, *, resume: bool) ->
 
     Raises:
         ConfigError: the batch cannot be shared out; a tracker is not installed; the folder holds a run of another
-            config, or no whole checkpoint; or `resume`, and no such run.
+            config or of more steps, or no whole checkpoint; or `resume`, and no such run.
     """
     _check_shares(config.train)
     _check_trackers(config.train)
-    folder = choose_outdir(outdir, default, RECORD, config)
+    # A run that is named may be made longer. One that is found is not: of it, another number makes another training.
+    folder = choose_outdir(outdir, default, RECORD, config, may_change=frozenset({"train.steps"}))
     begun = (folder / RECORD).exists()
     if resume and not begun:
         raise ConfigError(f"--resume: there is no run of this config in {folder}", "Leave --resume out to start one")
@@ -149,6 +151,9 @@ def make_plan(config: C, outdir: Path | None, default: Path, *, resume: bool) ->
         what = f"{folder} holds checkpoints, but no {RECORD} that says what they are of"
         raise ConfigError(what, "Give another --outdir, or remove this one")
     found = find_checkpoint(checkpoints)
+    if found.step > config.train.steps:
+        what = f"{folder} has made {found.step} steps already, and train.steps is {config.train.steps}"
+        raise ConfigError(what, "Give another --outdir to train anew")
     return Plan(config, folder, found.checkpoint, found.step, found.damaged)
 
 
@@ -259,16 +264,23 @@ class _Run:
         folder = self.plan.folder
         for checkpoint in self.plan.damaged:
             console.note(f"{checkpoint} is now {self.checkpoints.set_aside(checkpoint).name}")
-        if not (folder / RECORD).exists():
-            write_record(folder, RECORD, self.plan.config)
-        elif self.plan.start:
-            console.note(f"going on from step {self.plan.start} of {folder}")
-        else:
+        if self.plan.start:
+            console.note(f"going on from step {self.plan.start} of {folder}{self._other_length()}")
+        elif (folder / RECORD).exists():
             console.note(f"the run in {folder} had saved no checkpoint: it starts again")
+        write_record(folder, RECORD, self.plan.config)
         forget_after(self.metrics, self.plan.start)
         best = self.progress.best_step
         if best is not None:  # a run that was killed between saving and marking has not marked it
             self.checkpoints.mark_best(self.checkpoints.of_step(best))
+
+    def _other_length(self) -> str:
+        """What is to be said where a run goes on to another number of steps than before."""
+        before, now = read_yaml(self.plan.folder / RECORD)[0]["train"]["steps"], self.plan.train.steps
+        if before == now:
+            return ""
+        curve = "; the learning rate follows the cosine to there" if self.plan.optim.decay == "cosine" else ""
+        return f", to step {now} where it was {before}{curve}"
 
     def _batches(self) -> "Generator[Batch, None, None]":
         from uldm_cli.core.data import stream
