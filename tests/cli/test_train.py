@@ -111,9 +111,11 @@ def test_quiet_says_nothing(uldm_main):
 
 def test_another_config_gets_a_folder_of_its_own(uldm_main):
     uldm_main("vqvae", "train", *VQVAE)
-    code, out, _ = uldm_main("vqvae", "train", *VQVAE, "--seed", 1, "--dry-run")
+    code, out, err = uldm_main("vqvae", "train", *VQVAE, "--seed", 1, "--dry-run")
     assert code == 0
     assert "To be trained in outputs/vqvae-train-2" in out
+    told = "a new run in outputs/vqvae-train-2, as outputs/vqvae-train is another training: train.seed is 0 there and 1"
+    assert told in err
     code, _, err = uldm_main("vqvae", "train", *VQVAE, "--seed", 1, "--outdir", "outputs/vqvae-train")
     assert code == 2
     assert "train.seed is 0 there and 1 here" in err

@@ -18,7 +18,7 @@ from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.runs.checkpoints import Checkpoints
 from uldm_cli.runs.files import writable_folder, write_png
 from uldm_cli.runs.metrics import Line, append_line, forget_after, is_better, not_finite, read_lines
-from uldm_cli.runs.outdir import choose_outdir, write_record
+from uldm_cli.runs.outdir import choose_outdir, difference_from, write_record
 from uldm_cli.runs.processes import processes, sharded
 from uldm_cli.runs.saving import Progress, find_checkpoint, restore_run, save_run
 from uldm_cli.runs.signals import Stop, stop_on_signals
@@ -146,6 +146,9 @@ def make_plan(config: C, outdir: Path | None, default: Path, *, resume: bool) ->
     begun = (folder / RECORD).exists()
     if resume and not begun:
         raise ConfigError(f"--resume: there is no run of this config in {folder}", "Leave --resume out to start one")
+    if outdir is None and folder != default and not begun:
+        why = difference_from(default / RECORD, config)
+        console.note(f"a new run in {folder}, as {default} is another training: {why}")
     checkpoints = Checkpoints(folder)
     if not begun and checkpoints.newest():
         what = f"{folder} holds checkpoints, but no {RECORD} that says what they are of"
