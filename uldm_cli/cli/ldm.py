@@ -65,8 +65,6 @@ Examples:
   uldm ldm train                                             on the autoencoder of the newest `uldm vqvae train`
   uldm ldm train autoencoder=outputs/vqvae-mine              on another; its data are taken, too
   uldm ldm train configs/fruits64/ldm.yaml train.steps=2000
-
-The same command again goes on where it stopped.
 """
 
 

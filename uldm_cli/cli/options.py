@@ -23,14 +23,17 @@ _MACHINE = "Machine"
 _OUTPUT = "Output"
 _SAMPLING = "Sampling"
 
-Arguments = Annotated[
-    list[str] | None,
-    typer.Argument(
+
+def _settings(example: str) -> Any:
+    return typer.Argument(
         metavar="CONFIG KEY=VALUE",
-        help="A YAML file, then single settings: sampler.eta=0, sampler=ddpm (replaces the node), ~key (removes it).",
+        help=f"A YAML file, then single settings: {example} (replaces the node), ~key (removes it).",
         show_default=False,
-    ),
-]
+    )
+
+
+Arguments = Annotated[list[str] | None, _settings("sampler.eta=0, sampler=ddpm")]
+TrainArguments = Annotated[list[str] | None, _settings("train.steps=2000, data=mnist")]
 Model = Annotated[
     str | None,
     typer.Option(

@@ -7,7 +7,6 @@ import typer
 
 from uldm_cli import console, registry
 from uldm_cli.cli.options import (
-    Arguments,
     BatchSize,
     Device,
     DryRun,
@@ -18,6 +17,7 @@ from uldm_cli.cli.options import (
     Quiet,
     Resume,
     Seed,
+    TrainArguments,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ InitFrom = Annotated[
         "--init-from", metavar="REF", help="Begin with the weights of this model; what is not given is as it says."
     ),
 ]
+_AFTERWARDS = """
+The same command again goes on where it stopped; --outdir RUN train.steps=MORE makes a run longer.
+Every setting with its meaning: uldm config new {command}
+"""
 LABELS = {
     "denoising": "denoising loss",
     "vlb": "variational bound, bits a dimension",
@@ -71,7 +75,7 @@ def add_train(app: typer.Typer, about: str, examples: str, command: str) -> None
     """
 
     def train(
-        arguments: Arguments = None,
+        arguments: TrainArguments = None,
         batch_size: BatchSize = None,
         seed: Seed = None,
         init_from: InitFrom = None,
@@ -103,7 +107,7 @@ def add_train(app: typer.Typer, about: str, examples: str, command: str) -> None
         else:
             _show_result(runs.run(plan))
 
-    app.command(cls=ParallelCommand, help=about, epilog=examples)(train)
+    app.command(cls=ParallelCommand, help=about, epilog=f"{examples}{_AFTERWARDS.format(command=command)}")(train)
 
 
 def _show_preview(preview: "Preview") -> None:

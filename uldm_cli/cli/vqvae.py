@@ -15,8 +15,6 @@ Examples:
   uldm vqvae train configs/fruits64/vqvae.yaml train.steps=2000
   uldm vqvae train data=images data.root=photos autoencoder=kl loss.lpips=0.5 adversarial={}
                                                              normally distributed latents, and a discriminator
-
-The same command again goes on where it stopped.
 """
 
 
