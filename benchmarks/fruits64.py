@@ -2,6 +2,7 @@
 
 python benchmarks/fruits64.py --precision bf16 --compile            # an hour or two on two cores
 python benchmarks/fruits64.py --limit 300 --samples 64 --also       # a quick look
+python benchmarks/fruits64.py --against before.safetensors          # and a table with another model of these images
 
 Needs `pip install '.[docs]'`, the data and the Inception weights. Samples and Inception features are kept in `--outdir`
 and used again; a run that was stopped goes on where it was.
@@ -71,6 +72,8 @@ class Reconstruction:
     lpips: float
     perplexity: float
     usage: float
+    fid: float
+    """Of the reconstructions, against the images themselves."""
 
 
 # Reading, sampling, looking at batches
@@ -90,10 +93,13 @@ def spread(length: int, count: int) -> Tensor:
     return torch.linspace(0, length - 1, min(count, length)).round().long()
 
 
-def draw_samples(setting: tuple[int, float], count: int, options: argparse.Namespace) -> Tensor:
-    """Samples of the embedded model with the seeds 0, 1, ... as `uldm ldm sample` makes them: uint8 `[N, 3, H, W]`."""
+def draw_samples(
+    setting: tuple[int, float], count: int, options: argparse.Namespace, model: str | None = None
+) -> Tensor:
+    """Samples with the seeds 0, 1, ... as `uldm ldm sample` makes them: uint8 `[N, 3, H, W]`."""
     steps, eta = setting
     spec = Sampling(
+        model=model,
         sampler=DDIM(steps=steps, eta=eta),
         step_size=0,
         seeds=f"0-{count - 1}",
@@ -103,7 +109,8 @@ def draw_samples(setting: tuple[int, float], count: int, options: argparse.Names
         precision=options.precision,
         compile=options.compile,
     )
-    plan = plan_sample(spec, options.outdir / f"ddim-{steps}-eta-{eta:g}")
+    other = f"-{Path(model).stem}" if model else ""
+    plan = plan_sample(spec, options.outdir / f"ddim-{steps}-eta-{eta:g}{other}")
     sample(plan, resume=True)
     assert plan.archive
     return torch.from_numpy(np.load(plan.archive)["arr_0"]).permute(0, 3, 1, 2)
@@ -131,6 +138,11 @@ def eight_bits(x: Tensor) -> Tensor:
 # The autoencoder
 
 
+def autoencoder_of(ref: str | None, device: torch.device) -> VQVAE:
+    """Of the embedded model, or of another one."""
+    return cast(VQVAE, load_autoencoder(resolve(ref)).to(device).to(memory_format=torch.channels_last))
+
+
 @torch.inference_mode()
 def reconstruct(images: Tensor, model: VQVAE, device: torch.device) -> tuple[Tensor, Tensor]:
     """Reconstructions, uint8, and how often each code was used, `[K]`."""
@@ -143,8 +155,9 @@ def reconstruct(images: Tensor, model: VQVAE, device: torch.device) -> tuple[Ten
     return torch.cat(out), counts
 
 
-def judge(images: Tensor, again: Tensor, counts: Tensor, lpips: LPIPS, device: torch.device) -> Reconstruction:
-    """The figures of a reconstruction."""
+def judge(images: Tensor, model: VQVAE, lpips: LPIPS, extract: "Inception", device: torch.device) -> Reconstruction:
+    """The figures of a model's reconstructions."""
+    again, counts = reconstruct(images, model, device)
     mse = (images.float() - again).square().mean((1, 2, 3))
     return Reconstruction(
         psnr=float(decibels(mse).mean()),
@@ -152,6 +165,7 @@ def judge(images: Tensor, again: Tensor, counts: Tensor, lpips: LPIPS, device: t
         lpips=float(distances(images, again, lpips, device).mean()),
         perplexity=float(perplexity(counts)),
         usage=float(usage(counts)),
+        fid=fid(extract(again, "reconstructions"), extract(images, "test images")),
     )
 
 
@@ -308,6 +322,18 @@ def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join([f"| {' | '.join(columns)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows), ""])
 
 
+def comparison(data: Mapping[str, Any]) -> str:
+    """The table of the embedded model and others; nothing where there are none."""
+    if not data["against"]:
+        return ""
+    sampled = next(iter(data["fid"].values()))
+    rows = [
+        (name, f"{x['psnr']:.3f} dB", f"{x['lpips']:.5f}", f"{x['fid']:.2f}", f"{x['sampled']:.2f}")
+        for name, x in {"embedded": data["reconstruction"] | {"sampled": sampled}, **data["against"]}.items()
+    ]
+    return table(("model", "PSNR", "LPIPS", "FID of reconstructions", f"FID of {data['shown']}"), rows)
+
+
 def as_markdown(data: Mapping[str, Any]) -> str:
     """The figures, for the card."""
     seen: dict[str, float] = data["reconstruction"]
@@ -315,6 +341,7 @@ def as_markdown(data: Mapping[str, Any]) -> str:
         ("PSNR, mean over the images", f"{seen['psnr']:.2f} dB"),
         ("PSNR of the mean squared error", f"{seen['psnr_of_mean']:.2f} dB"),
         ("LPIPS (AlexNet, version 0.1)", f"{seen['lpips']:.4f}"),
+        ("FID, against the images themselves", f"{seen['fid']:.2f}"),
         ("codebook perplexity, of 1,024", f"{seen['perplexity']:.0f}"),
         ("codes used", f"{seen['usage']:.1%}"),
     ]
@@ -325,6 +352,7 @@ def as_markdown(data: Mapping[str, Any]) -> str:
         [
             table((f"reconstruction of {images['test']:,} test images", "value"), rows),
             table((f"against {images['training']:,} training images", "FID"), scores),
+            comparison(data),
             table(("LPIPS to the nearest training image", *(f"{q:.0%}" for q in QUANTILES)), apart),
             f"By their nearest training image, the samples show {len(data['classes_sampled'])} "
             f"of {images['classes']} classes.",
@@ -356,15 +384,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures, as JSON has them; writes the pictures."""
     device = pick_device(options.device)
     training, test = (read(options.data / f"{name}.tar", options.limit) for name in ("training", "test"))
-    model = cast(VQVAE, load_autoencoder(resolve(None)).to(device).to(memory_format=torch.channels_last))
-    lpips = load_lpips().to(device)
-    again, counts = reconstruct(test.images, model, device)
-    seen = judge(test.images, again, counts, lpips, device)
-    shown = draw_samples(options.sampler, options.samples, options)
+    model, lpips = autoencoder_of(None, device), load_lpips().to(device)
     extract = Inception(options.inception, options.outdir, device)
+    seen = judge(test.images, model, lpips, extract, device)
+    shown = draw_samples(options.sampler, options.samples, options)
     reference = extract(training.images, "training images")
     scores = score_samples(shown, reference, extract, options)
     scores[f"the {len(test.images):,} test images"] = fid(extract(test.images, "test images"), reference)
+    others = {}
+    for ref in options.against:
+        drawn = draw_samples(options.sampler, options.samples, options, ref)
+        figures = judge(test.images, autoencoder_of(ref, device), lpips, extract, device)
+        others[ref] = asdict(figures) | {"sampled": fid(extract(drawn, f"samples of {ref}"), reference)}
     apart, index, nearest = memorisation(training.images, test.images, shown, model, lpips, device)
     write_pictures(options.pictures, shown, nearest, test.images, model, device)
     labels = training.labels[index].bincount(minlength=len(training.classes)).tolist()
@@ -372,6 +403,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "images": {"training": len(training.images), "test": len(test.images), "classes": len(training.classes)},
         "reconstruction": asdict(seen),
         "fid": scores,
+        "against": others,
         "inception_sha256": extract.hash,
         "precision": options.precision,
         "shown": title(options.sampler, len(shown)),
@@ -391,6 +423,9 @@ def main() -> int:
     """Print the tables, and write the pictures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     shared = Path("../shared")
+    parser.add_argument(
+        "--against", nargs="*", default=[], metavar="REF", help="other latent diffusion models of these images"
+    )
     parser.add_argument("--data", type=Path, default=shared / "data/fruits64", help="folder of training.tar, test.tar")
     parser.add_argument("--inception", type=Path, default=shared / "weights/inception-2015-12-05-fid.safetensors")
     parser.add_argument("--outdir", type=Path, default=Path("outputs/fruits64-card"), help="samples and features")

@@ -249,7 +249,9 @@ def terms_of(spec: AutoencoderTraining | DiffusionTraining) -> set[str]:
     """What the step must have computed."""
     if isinstance(spec, DiffusionTraining):
         return {"loss"}
-    terms = {"l1", "l2", "psnr"} | ({"kl", "logvar"} if spec.autoencoder.kind == "kl" else {"codebook", "commitment"})
+    terms = {"l1", "l2", "psnr"}
+    if spec.freeze is None:  # else nothing moves the latents
+        terms |= {"kl", "logvar"} if spec.autoencoder.kind == "kl" else {"codebook", "commitment"}
     if spec.loss.lpips:
         terms.add("lpips")
     return terms | ({"generator", "d_weight", "discriminator"} if spec.adversarial else set())
@@ -265,7 +267,8 @@ def smaller_autoencoder(spec: Any) -> dict[str, object]:
 
 
 def smaller_training(spec: AutoencoderTraining, file: Path) -> list[str]:
-    changes = {f"autoencoder.{name}": value for name, value in smaller_autoencoder(spec.autoencoder).items()}
+    narrow = {} if spec.init_from else smaller_autoencoder(spec.autoencoder)  # else it is not that of the model
+    changes = {f"autoencoder.{name}": value for name, value in narrow.items()}
     if spec.loss.lpips:
         changes |= {"loss.lpips_net": "alex", "loss.lpips_auto_download": False}  # the embedded one
     if spec.adversarial:  # in the first step already
