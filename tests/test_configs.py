@@ -211,7 +211,7 @@ def test_an_own_autoencoder_comes_first(data: Path, uldm_main: Run) -> None:
     code, out, err = uldm_main(*command, root, "--dry-run")
     assert code == 0, err
     assert "configs/mnist/vqvae.yaml, not on this machine yet: uldm vqvae train configs/mnist/vqvae.yaml" in out
-    assert "4 channels of 8x8" in out
+    assert "8 channels of 4x4" in out
     code, out, err = uldm_main(*command, root)
     assert (code, out) == (2, "")
     assert err == (
