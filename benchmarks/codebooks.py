@@ -30,6 +30,7 @@ from uldm_cli.runs import vqvae_train
 from uldm_cli.runs.files import atomic_write
 from uldm_cli.runs.metrics import read_lines
 from uldm_cli.runs.models import load_autoencoder, resolve
+from uldm_cli.runs.perceptual import load_lpips
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 
 SIZE, BATCH, CODES = 32, 32, 1024
@@ -117,7 +118,7 @@ def rates(specs: Mapping[str, AutoencoderTraining]) -> dict[str, float]:
 def reconstruct(checkpoint: Path, test: Path, limit: int) -> tuple[float, float, torch.Tensor]:
     """PSNR, LPIPS by AlexNet and the codes' counts on `limit` test images at equal distances."""
     model: Any = load_autoencoder(resolve(str(checkpoint), "autoencoder"))
-    distance = vqvae_train.load_lpips()
+    distance = load_lpips()
     counts = torch.zeros(CODES, dtype=torch.int64)
     images = open_images(test, size=SIZE, strict=True)
     chosen = set(torch.linspace(0, len(images) - 1, min(limit, len(images))).round().long().tolist())

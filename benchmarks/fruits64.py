@@ -36,8 +36,8 @@ from uldm_cli.core.vqvae import VQVAE
 from uldm_cli.errors import UldmError
 from uldm_cli.runs.files import atomic_write, write_png
 from uldm_cli.runs.models import load_autoencoder, resolve
+from uldm_cli.runs.perceptual import load_lpips
 from uldm_cli.runs.sample import plan_sample, sample
-from uldm_cli.runs.vqvae_train import load_lpips
 from uldm_cli.specs.samplers import DDIM
 from uldm_cli.specs.sampling import Sampling
 

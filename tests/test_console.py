@@ -153,12 +153,35 @@ def test_piped_training_logs_each_call(monkeypatch: pytest.MonkeyPatch, capsys: 
     ]
 
 
+def test_piped_training_says_in_between_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Soon after the start, and whenever nothing has been said for a while."""
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with console.training(100, 0, "slow") as training:
+        for step in range(1, 9):
+            now = 4.0 * step
+            training.reached(step)
+        training.update(9, {"loss": 1.0}, 2.0)
+        for step in (10, 11):
+            now = 40.0 + 15 * (step - 9)
+            training.reached(step)
+    assert capsys.readouterr().err.splitlines() == [
+        "slow",
+        "step 2/100  0.25 steps/s  left 0:06:32",
+        "step 9/100  loss 1  2 images/s  left 0:05:24",
+        "step 11/100  0.1571 steps/s  left 0:09:26",
+    ]
+
+
 BARS = """
 import time
 import uldm_cli
 from uldm_cli import console
 with console.training(4, 0, "vqvae [on] fruits") as training:
-    training.update(3, {"loss": 0.25}, 512.0)
+    training.update(2, {"loss": 0.25}, 512.0)
+    training.reached(3)
     console.note("a note [between]")
     with console.progress(3, "inner", "files") as inner:  # must not draw into the display around it
         inner.advance()
@@ -178,6 +201,7 @@ def test_terminal_shows_live_tables_and_bars() -> None:
         "512 images/s",
         "a note [between]",
         "sampling [x]",
+        "3/4",
         "3/3",
         "a.png",
     ):

@@ -55,7 +55,10 @@ def _as_error(cause: BaseException) -> UldmError:
     if isinstance(cause, OSError) and cause.filename and cause.strerror:
         return UldmError(f"{cause.filename}: {cause.strerror}")
     if _out_of_memory(cause):
-        return UldmError("out of memory", "Try a smaller --batch-size, or --precision bf16")
+        hint = "Try a smaller --batch-size, or --precision bf16; in training also a greater train.accumulate"
+        return UldmError("out of memory", hint)
+    if _left_alone(cause):
+        return UldmError("the connection to another process of this run broke", "What that one said tells why")
     return UldmError(f"internal error: {type(cause).__name__}: {cause}", "Set ULDM_DEBUG=1 for the traceback")
 
 
@@ -65,6 +68,13 @@ def _out_of_memory(cause: BaseException) -> bool:
         return True
     told = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(cause, RuntimeError) and any(phrase in str(cause) for phrase in told)
+
+
+def _left_alone(cause: BaseException) -> bool:
+    """Whether this is one of several processes, and another one has ended: by gloo's or NCCL's text, as above."""
+    told = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return several and isinstance(cause, RuntimeError) and any(phrase in str(cause) for phrase in told)
 
 
 def _discard_stdout() -> None:

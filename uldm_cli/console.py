@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 120  # columns of a table that does not go to a terminal, so that its layout depends on nothing
 LOG_SECONDS = 5.0  # between two log lines of a progress that is piped
+QUIET_SECONDS = 30.0  # after which a training says in between how far it is
 
 
 class Progress(Protocol):
@@ -40,6 +41,9 @@ class Progress(Protocol):
 
 class Training(Protocol):
     """What `training` hands out."""
+
+    def reached(self, step: int) -> None:
+        """Show that so many steps are completed, of which there are no values."""
 
     def update(self, step: int, values: Mapping[str, float], images_per_second: float) -> None:
         """Show the values after `step` completed steps."""
@@ -307,6 +311,9 @@ class _Silent:
     def advance(self, n: int = 1) -> None:
         pass
 
+    def reached(self, step: int) -> None:
+        pass
+
     def update(self, step: int, values: Mapping[str, float], images_per_second: float) -> None:
         pass
 
@@ -365,10 +372,19 @@ class _BarProgress:
 class _LogTraining:
     def __init__(self, meter: _Meter) -> None:
         self._meter = meter
+        self._written, self._pause = time.monotonic(), LOG_SECONDS
+
+    def reached(self, step: int) -> None:
+        meter = self._meter
+        meter.done = step
+        if time.monotonic() - self._written >= self._pause:
+            self._written, self._pause = time.monotonic(), QUIET_SECONDS
+            note(f"step {step}/{meter.total}  {_figure(meter.rate)} steps/s  left {meter.left}")
 
     def update(self, step: int, values: Mapping[str, float], images_per_second: float) -> None:
         meter = self._meter
         meter.done = step
+        self._written, self._pause = time.monotonic(), QUIET_SECONDS
         figures = "".join(f"  {name} {_figure(value)}" for name, value in values.items())
         note(f"step {step}/{meter.total}{figures}  {_figure(images_per_second)} images/s  left {meter.left}")
 
@@ -379,6 +395,10 @@ class _LiveTraining:
         self._bar = _rich_progress(console=live.console)
         self._task: TaskID = self._bar.add_task("step", total=meter.total, completed=meter.done, rate="", left="")
         live.update(self._bar)
+
+    def reached(self, step: int) -> None:
+        self._meter.done = step
+        self._bar.update(self._task, completed=step, left=self._meter.left)
 
     def update(self, step: int, values: Mapping[str, float], images_per_second: float) -> None:
         self._meter.done = step

@@ -115,7 +115,7 @@ def fetch(
 
 
 @contextmanager
-def alone(lock: Path, what: str) -> Iterator[None]:
+def alone(lock: Path, what: str, *, wait: bool = True) -> Iterator[None]:
     """Holds a lock file while the block runs. Other processes that come to it wait, and look again what is to be done.
 
     The file goes at the end. That of a killed process stays, but locks nothing. Windows and some network disks have no
@@ -124,16 +124,18 @@ def alone(lock: Path, what: str) -> Iterator[None]:
     Args:
         lock: the file, in a folder that exists.
         what: what those who wait say that another process does: "downloads X".
+        wait: whether to wait for it, instead of giving up.
 
     Raises:
         OSError: the file cannot be made.
+        UsageError: another process has it, and this one is not to wait.
     """
     if sys.platform == "win32":
         yield
         return
     while True:
         with lock.open("wb") as file:
-            _acquire(file, what)
+            _acquire(file, what, wait=wait)
             if not _is_open(file, lock):
                 continue  # who had it has removed it
             try:
@@ -143,12 +145,14 @@ def alone(lock: Path, what: str) -> Iterator[None]:
             return
 
 
-def _acquire(file: BinaryIO, what: str) -> None:
+def _acquire(file: BinaryIO, what: str, *, wait: bool) -> None:
     import fcntl  # Windows has none
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        if not wait:
+            raise UsageError(f"another process {what}", "Wait until it has ended, or stop it") from None
         console.note(f"waiting for another process, which {what}")
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:

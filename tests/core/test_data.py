@@ -102,6 +102,20 @@ def test_strict_stops_at_the_first_unusable_file(layout: Layout, tmp_path: Path)
         open_images(layout(tmp_path, GOOD | HEADER_DAMAGE), size=16, strict=True)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_images_of_formats_that_are_not_read_are_named(layout: Layout, tmp_path: Path) -> None:
+    """Whoever has photographs of a telephone must not believe that they are trained on."""
+    root = layout(
+        tmp_path, GOOD | {"a/phone.HEIC": b"ftypheic", "b/scan.jp2": b"jP", "b/.hidden.heic": b"", "b/x.txt": b""}
+    )
+    found = open_images(root, size=16)
+    assert found.names == sorted(GOOD)
+    reason = "of a format that is not read; as JPEG or PNG it would be"
+    assert found.skipped == [("a/phone.HEIC", reason), ("b/scan.jp2", reason)]
+    with pytest.raises(UsageError, match=r"a/phone\.HEIC in .*of a format that is not read.*strict"):
+        open_images(root, size=16, strict=True)
+
+
 def test_follows_links_to_folders_but_not_in_circles(tmp_path: Path) -> None:
     as_folder(tmp_path / "elsewhere", {"1.png": png(1)})
     as_folder(tmp_path / "root", {"a/2.png": png(2)})

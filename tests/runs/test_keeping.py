@@ -12,7 +12,7 @@ from uldm_cli.core.data import streams
 from uldm_cli.core.training import RunningNorm, Trainer
 from uldm_cli.errors import ConfigError, UldmError
 from uldm_cli.runs import train as runs_train
-from uldm_cli.runs import vqvae_train
+from uldm_cli.runs import train_plan, vqvae_train
 from uldm_cli.runs.metrics import read_lines
 
 
@@ -82,6 +82,7 @@ def test_a_signal_asks_to_save_and_the_run_goes_on(training, start, vqvae, tmp_p
         time.sleep(0.01)
     [step] = training.steps_saved(tmp_path / "run")
     process.wait_for_lines(step + 3)
+    assert f"\nsaved step {step}\n" in process.log.read_text()
 
 
 def spoil(monkeypatch, steps, value=torch.nan):
@@ -210,7 +211,7 @@ def test_figures_reach_tensorboard(training, vqvae, tmp_path):
 
 
 def test_a_tracker_that_is_not_installed_is_refused(vqvae, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs_train, "find_spec", lambda name: None)
+    monkeypatch.setattr(train_plan, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"train\.trackers: wandb is not installed") as caught:
         vqvae_train.plan(vqvae(trackers=("wandb",)), tmp_path / "run", None)
     assert caught.value.hint == "pip install wandb, or leave it out"

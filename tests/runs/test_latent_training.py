@@ -183,7 +183,8 @@ def test_latents_of_another_autoencoder(training, encoded, autoencoder, ldm, tmp
     spec = changed(ldm(), autoencoder=str(other), latents=str(folder))
     says = f"{folder} holds the latents of another autoencoder: of {autoencoder} (hash "
     hint = refused(spec, tmp_path / "run", says)
-    assert hint == f"Encode the images with this one: uldm vqvae encode --model {other}"
+    again = f"uldm vqvae encode {folder / 'encode.yaml'} --model {other} --outdir NEW"
+    assert hint == f"Encode the images with this one: {again}"
 
 
 def test_a_half_written_cache(training, encoded, autoencoder, ldm, tmp_path):

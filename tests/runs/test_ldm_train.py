@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from uldm_cli.core import diffusing
 from uldm_cli.errors import ConfigError
 from uldm_cli.formats.checkpoint import Header
 from uldm_cli.formats.native import load_tensors, read_header, save
@@ -114,7 +115,7 @@ def test_a_scale_factor_that_is_somewhat_off_is_told(training, ldm, measured, of
     said = capsys.readouterr().err
     assert ("brings the latents of" in said) == told
     if told:
-        found = re.search(r"deviation of (\S+) instead of 1: measured on 128 images it would be (\S+);", said)
+        found = re.search(r"deviation of (\S+) instead of 1: measured on 20 images it would be (\S+);", said)
         assert [float(figure) for figure in found.groups()] == pytest.approx([off, measured], rel=0.02)
     assert resolve(str(tmp_path / "run")).header.config["scale_factor"] == off * measured
 
@@ -187,6 +188,26 @@ def test_another_network_is_told_by_its_tensors(training, first, tmp_path):
         training.run(begun_with(first, *small("learned_variance=true")), tmp_path / "second")
     assert "was made for another config: 2 tensors differ, first ema.out.2.weight is [4, 32" in str(caught.value)
     assert not (tmp_path / "second").exists()
+
+
+def test_another_network_is_told_by_its_settings_before_anything_is_computed(first, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        ldm_train.plan(begun_with(first, *small("backbone.model_channels=64")), tmp_path / "second", None)
+    assert caught.value.message == f"init_from={first} has another network: it has model_channels 32"
+    assert caught.value.hint == "Leave the backbone's settings out, and they are taken from there"
+
+
+def test_the_scale_is_measured_in_small_batches_and_on_no_image_twice(training, ldm, tmp_path, monkeypatch, capsys):
+    sizes = []
+
+    def latents(autoencoder, image, *args, plain=diffusing.training_latents, **options):
+        sizes.append(len(image))
+        return plain(autoencoder, image, *args, **options)
+
+    monkeypatch.setattr(diffusing, "training_latents", latents)
+    ldm_train.DiffusionJob(ldm_train.plan(ldm(batch_size=6), tmp_path / "run", None))
+    assert sizes == [6, 6, 6, 6]  # the last four of 24 are of the next epoch, and left out
+    assert f"measured on {training.IMAGES} images" in capsys.readouterr().err
 
 
 def test_the_embedded_model_needs_only_images(photos):

@@ -1,10 +1,12 @@
 """Memory that trainings need: estimated, told, and held against what there is."""
 
+from dataclasses import replace
+
 import psutil
 import pytest
 import torch
 
-from uldm_cli.core.memory import kept_for_backward, shapes_only
+from uldm_cli.core.memory import kept_for_backward, most_alive, shapes_only
 from uldm_cli.errors import ConfigError
 from uldm_cli.runs import memory, vqvae_train
 from uldm_cli.runs.ldm_train import plan as plan_ldm
@@ -19,6 +21,30 @@ def test_what_backward_keeps_by_hand():
         assert kept_for_backward(lambda: a * b) == 2 * 4000
         assert kept_for_backward(lambda: (a * a).sqrt()) == 2 * 4000
         assert kept_for_backward(lambda: a * weight) == 4000
+
+
+def test_the_most_that_is_alive_at_once_by_hand():
+    """Two of three maps: the first is let go before the last is made. A view is no second one."""
+    with shapes_only(torch.float32):
+        a = torch.empty(10, 100)
+
+        def run():
+            b = a * 2
+            b = (b + 1).view(100, 10)
+            return b * 3
+
+        assert most_alive(run) == 2 * 4000
+
+
+def test_encoding_images_needs_memory_and_cached_latents_do_not(ldm, photos, tmp_path):
+    """Of an autoencoder whose maps are large, beside a network of small ones."""
+    spec = ldm(batch_size=32)
+    data = {"kind": "images", "root": str(photos), "size": 256}
+    plan = plan_ldm(type(spec).model_validate(spec.model_dump() | {"data": data}), tmp_path / "run", None)
+    one_map = 32 * 8 * 256 * 256 * 4
+    assert 2 * one_map < diffusion_memory(plan).activations
+    cached = replace(plan, config=plan.config.model_copy(update={"latents": "cache"}))
+    assert diffusion_memory(cached).activations < diffusion_memory(plan).activations
 
 
 def test_the_estimate_is_what_a_forward_pass_takes(vqvae, tmp_path):

@@ -152,6 +152,49 @@ def test_a_signal_to_one_process_stops_both_and_saves(training, start_two, vqvae
     assert f"saved step {step}; the same command goes on from there" in first.log.read_text()
 
 
+@pytest.fixture
+def one_damaged(vqvae, photos, tmp_path):
+    """Makes configs on a copy of the images, of which one cannot be decoded: it has a header."""
+    shutil.copytree(photos, tmp_path / "damaged")
+    whole = (tmp_path / "damaged" / "b" / "01.png").read_bytes()
+    (tmp_path / "damaged" / "b" / "01.png").write_bytes(whole[: len(whole) // 2])
+
+    def make(*, strict: bool = False, **train):
+        spec = vqvae(**train)
+        data = {"root": str(tmp_path / "damaged"), "strict": strict}
+        return spec.model_copy(update={"data": spec.data.model_copy(update=data)})
+
+    return make
+
+
+def test_images_that_any_process_cannot_read_are_named(start_two, finish, one_damaged, tmp_path):
+    """With 8 of 20 images a step and three epochs, both meet it."""
+    processes = start_two(one_damaged(), tmp_path / "run")
+    finish(processes)
+    said = processes[0].log.read_text()
+    assert said.count("warning: skipped b/01.png: ") == 1
+    assert "1 image was skipped" in said
+
+
+def test_strict_stops_whichever_process_meets_the_image(start_two, one_damaged, tmp_path):
+    """That one says so: the first, or in other orders of the images the second."""
+    met = set()
+    for seed in range(4):
+        processes = start_two(one_damaged(strict=True, seed=seed), tmp_path / f"run{seed}")
+        codes = [process.exit_code() for process in processes]
+        first, second = (process.log.read_text() for process in processes)
+        if "error: b/01.png: cannot be decoded" in first:
+            met.add(0)
+            assert codes[0] == 2
+            assert "b/01.png" not in second
+        else:
+            met.add(1)
+            assert codes == [1, 1]
+            assert second.startswith("rank 1: error: b/01.png: cannot be decoded")
+            assert "error: the connection to another process of this run broke. What that one said" in first
+    assert met == {0, 1}
+
+
 def test_a_batch_that_processes_cannot_share_is_refused(vqvae, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ConfigError) as caught:

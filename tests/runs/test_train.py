@@ -261,3 +261,12 @@ def test_an_autoencoder_without_a_spread_of_latents_is_refused(training, ldm, au
 
 def test_the_perceptual_loss_takes_grey_images(training, grey_vqvae, tmp_path):
     assert 0 < training.run(grey_vqvae(steps=1), tmp_path / "run").line["lpips"] < 2
+
+
+def test_a_learning_rate_that_never_gets_up_is_told(training, vqvae, tmp_path, capsys):
+    spec = vqvae(steps=3)
+    spec = spec.model_copy(update={"optim": spec.optim.model_copy(update={"warmup_steps": 30})})
+    training.run(spec, tmp_path / "run")
+    assert "the learning rate gets to 5e-05 of 0.0005: optim.warmup_steps is 30\n" in capsys.readouterr().err
+    training.run(vqvae(steps=3), tmp_path / "other")
+    assert "the learning rate" not in capsys.readouterr().err

@@ -92,6 +92,7 @@ def test_nan_is_named_and_the_last_good_checkpoint_stays(training, vqvae, tmp_pa
     good = folder / "checkpoints" / "step-00000006"
     assert caught.value.message == f"loss became NaN or infinite by step 8; the last good checkpoint is {good}"
     assert caught.value.exit_code == 1
+    assert f"begin from there with a smaller optim.lr: --init-from {good} --outdir NEW" in caught.value.hint
     assert training.steps_saved(folder) == [4, 6]
     monkeypatch.undo()
     training.run(vqvae(save_every=2, log_every=1000), tmp_path / "whole")
@@ -119,6 +120,12 @@ def test_a_full_disk_leaves_what_was_saved_and_the_run_goes_on_later(training, v
     assert not list(folder.rglob(".*"))
     training.run(vqvae(), folder)
     assert training.outcome(folder) == training.outcome(tmp_path / "whole")
+
+
+def test_a_full_disk_at_the_first_save_promises_nothing(training, vqvae, largest_file, tmp_path):
+    with largest_file(60_000), pytest.raises(UldmError, match="step 5 could not be saved: ") as caught:
+        training.run(vqvae(), tmp_path / "run")
+    assert caught.value.hint == "Nothing had been saved before: the same command starts again"
 
 
 def test_a_disk_without_room_for_a_line_is_told(training, vqvae, largest_file, tmp_path):

@@ -13,10 +13,10 @@ from uldm_cli.runs.draw.animation import BAR
 from uldm_cli.runs.draw.grid import GAP
 from uldm_cli.runs.draw.trajectory import Course, draw_courses
 from uldm_cli.runs.files import write_png
+from uldm_cli.runs.perceptual import load_lpips
 from uldm_cli.runs.raw import read_trajectory
 from uldm_cli.runs.sample import run as sample
 from uldm_cli.runs.viz_trajectory import Request, run
-from uldm_cli.runs.vqvae_train import load_lpips
 from uldm_cli.specs.sampling import Sampling
 
 

@@ -304,6 +304,15 @@ def test_images_of_which_none_can_be_decoded_leave_no_folder(encoding, mixed, tm
     assert not (tmp_path / "z").exists()
 
 
+def test_images_of_another_size_than_the_autoencoders_are_told(encoding, autoencoder, tmp_path, capsys):
+    spec = encoding()
+    encode(spec, tmp_path / "usual")
+    assert "data.size" not in capsys.readouterr().err
+    encode(spec.model_copy(update={"data": spec.data.model_copy(update={"size": 32})}), tmp_path / "large")
+    said = capsys.readouterr().err
+    assert f"images are made 32x32, and {autoencoder} was trained on 16x16: data.size=16 takes those" in said
+
+
 # What is refused
 
 

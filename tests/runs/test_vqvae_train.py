@@ -15,6 +15,7 @@ from uldm_cli.errors import ConfigError
 from uldm_cli.formats.native import load_tensors
 from uldm_cli.runs import perceptual, vqvae_train
 from uldm_cli.runs.draw import grid
+from uldm_cli.runs.draw.grid import squeezed
 from uldm_cli.runs.metrics import read_lines
 from uldm_cli.runs.models import load_autoencoder, resolve
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining, Loss
@@ -81,10 +82,10 @@ def test_what_was_trained_loads_and_the_picture_showed_it(training, command, req
 def test_channels_beyond_the_third_are_left_out_of_the_picture():
     four, two = np.zeros((2, 8, 8, 4), np.uint8), np.ones((1, 8, 8, 2), np.uint8)
     four[..., 3] = 9
-    shown = vqvae_train.squeezed(four)
+    shown = squeezed(four)
     assert [picture.shape for picture in shown] == [(8, 8, 3)] * 2
     assert not shown[0].any()
-    assert vqvae_train.squeezed(two)[0].shape == (8, 8)
+    assert squeezed(two)[0].shape == (8, 8)
 
 
 def test_more_than_three_channels_are_trained_on(training, gan, tmp_path):

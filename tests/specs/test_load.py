@@ -217,7 +217,10 @@ def test_a_flag_may_set_a_node_and_another_a_field_of_it() -> None:
         ("sampler: {eta: -1.5}", "x.yaml:1: sampler.eta: expected a number of at least 0, got -1.5"),
         ("\nstep_size: 150", "x.yaml:2: step_size: greater than the 100 steps. Choose a smaller one"),
         ("sampler: {steps: 5}", "x.yaml: step_size: greater than the 5 steps. Choose a smaller one"),
-        ("sed: 1\nseed: b\nflag: c\n", "x.yaml:1: sed: unknown key 'sed' (value 1) (and 2 more). Did you mean 'seed'?"),
+        (
+            "sed: 1\nseed: b\nflag: c\n",
+            "x.yaml:1: sed: unknown key 'sed' (value 1) (and 2 more: flag, seed). Did you mean 'seed'?",
+        ),
     ],
 )
 def test_wrong_values_in_yaml(yaml: Any, text: str, expected: str) -> None:
@@ -238,7 +241,11 @@ def test_wrong_values_in_yaml(yaml: Any, text: str, expected: str) -> None:
         ("stages.0.x=1", "stages.0.x=1 (command line): '0' is no item of stages. Items: none, it is empty"),
         ("widths.x.y=1", "widths.x.y=1 (command line): 'x' is no item of widths. Items: 0 to 1"),
         ("widths.0.y=1", "widths.0.y=1 (command line): widths.0 is 32. Set it whole"),
-        ("maybe.steps=1", "maybe.steps=1 (command line): maybe is off. Choose its kind first: maybe=KIND"),
+        (
+            "maybe.steps=1",
+            "maybe.steps=1 (command line): maybe is not given, so nothing in it can be changed. "
+            "Choose its kind first: maybe=KIND",
+        ),
         ("~sed", "~sed (command line): unknown key 'sed'. Did you mean 'seed'?"),
         ("~sampler.etta", "~sampler.etta (command line): unknown key 'etta'. Did you mean 'eta'?"),
         ("~seed=3", "'~seed=3' takes no value; write ~KEY"),
@@ -274,9 +281,11 @@ def test_wrong_flags(flags: dict[str, object], expected: str) -> None:
 
 
 def test_missing_fields_say_what_they_are(yaml: Any) -> None:
-    assert message(None, model=Needs) == "root: missing (and 1 more). Add root=VALUE: The folder"
+    assert message(None, model=Needs) == "root: missing (and 1 more: count). Add root=VALUE: The folder"
     assert message(yaml("root: a"), model=Needs) == "x.yaml: count: missing. Add it, as count=VALUE on the command line"
-    assert message(yaml("rot: a"), model=Needs).startswith("x.yaml:1: rot: unknown key 'rot' (value 'a') (and 2 more).")
+    assert message(yaml("rot: a"), model=Needs).startswith(
+        "x.yaml:1: rot: unknown key 'rot' (value 'a') (and 2 more: root, count)."
+    )
     assert message(yaml("root: a\ncount: 1\n"), ["~root"], model=Needs).startswith("~root (command line): missing.")
 
 

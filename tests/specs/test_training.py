@@ -196,7 +196,7 @@ def test_an_error_in_a_file_names_its_line(tmp_path):
         (
             Tiny(channels=3),
             "data.channels: expected 1, the channels of the",
-            "Change data.channels, or the autoencoder",
+            "Set data.channels=1, or take an autoencoder with in_channels=3",
         ),
         (
             Tiny(size=30),

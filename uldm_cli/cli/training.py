@@ -99,7 +99,7 @@ def add_train(app: typer.Typer, about: str, examples: str, command: str) -> None
             path,
             overrides,
             {f"train.{name}": value for name, value in flags.items()} | {"init_from": init_from},
-            base=runs.base_config(reference) if reference else {},
+            base=runs.base_config(reference, outdir, path) if reference else {},
         )
         plan = runs.plan(spec, outdir, path, resume=resume)
         if dry_run:
@@ -143,10 +143,12 @@ def _show_preview(preview: "Preview") -> None:
         *preview.details.items(),
         ("images an epoch", f"{preview.images:,}" + (f", {preview.skipped} skipped" if preview.skipped else "")),
         ("steps", f"{train.steps:,} of {train.batch_size} images, {epochs:,.1f} epochs"),
+        *([("learning rate", plan.cold)] if plan.cold else []),
         *([("shared out", shared)] if plan.micro_batch < train.batch_size else []),
         (
             "memory",
-            f"about {in_gb(preview.memory.total)} a process, of it {in_gb(preview.memory.activations)} activations",
+            f"about {in_gb(preview.memory.total)} a process besides PyTorch itself, "
+            f"of it {in_gb(preview.memory.activations)} activations",
         ),
         ("checkpoints", f"every {train.save_every:,} steps: {plan.folder}/checkpoints"),
         ("pictures", f"every {train.picture_every:,} steps: {plan.folder}/pictures"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, GradientAccumulationPlugin, broadcast_object_list
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from uldm_cli.core import collectives, sharding
@@ -151,6 +151,10 @@ class Engine:
     def from_main(self, value: Any) -> Any:
         """The main process's value, in every process."""
         return broadcast_object_list([value])[0] if self.world > 1 else value
+
+    def from_all(self, value: Any) -> list[Any]:
+        """Every process's value, in the order of their ranks, in each of them."""
+        return list(gather_object([value])) if self.world > 1 else [value]
 
     def kept(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What the main process is to keep of tensors: themselves, or where they are shared out, put together.

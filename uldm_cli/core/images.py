@@ -18,6 +18,8 @@ from uldm_cli.errors import UldmError, UsageError
 
 MIN_SIDE, MAX_SIDE, MAX_PIXELS = 8, 16_384, 100_000_000
 
+UNREAD = frozenset({".heic", ".heif", ".jp2", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".nef", ".arw"})
+"""Of images that are not read, and that whoever has some in a folder will miss."""
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"})
 # Only these decoders are tried, whatever the file calls itself: Pillow's EPS decoder, for one, starts Ghostscript.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")

@@ -3,11 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+from weakref import finalize
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Memory:
     training: int
     """Gradients and the optimizer's moments."""
     activations: int
-    """What a backward pass needs of the forward pass of a micro-batch."""
+    """What a backward pass needs of the forward pass of a micro-batch, or encoding it needs, if that is more."""
 
     @property
     def fixed(self) -> int:
@@ -45,7 +49,7 @@ def estimate(
         trained: modules whose parameters are trained, of which the first is averaged.
         others: modules that are only used.
         averages: how many moving averages are kept.
-        activations: bytes that backward needs, of one micro-batch.
+        activations: bytes that a micro-batch needs for a while.
         dtype: of the weights, float32 or float64.
         shares: among how many processes the modules that are trained are shared out.
     """
@@ -82,6 +86,32 @@ def kept_for_backward(run: Callable[[], object]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run()
     return sum(kept.values())
+
+
+def most_alive(run: Callable[[], object]) -> int:
+    """Bytes of the tensors that `run` makes, when there are most of them at once. Use it in `shapes_only`, with
+    parameters that want no gradients: then nothing is kept for a backward pass."""
+    with _Alive() as alive:
+        run()
+    return alive.most
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the storages of what operations return, as long as somebody holds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self._held: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self._held:
+                self._held[storage._cdata] = storage.nbytes()
+                finalize(storage, self._held.pop, storage._cdata)
+        self.most = max(self.most, sum(self._held.values()))
+        return result
 
 
 def available(device: torch.device, local_rank: int, neighbours: int) -> int:

@@ -97,6 +97,15 @@ def load_part(module: "nn.Module", tensors: Tensors, part: str, place: Path | st
     Raises:
         ConfigError: the tensors are not those that the module has; the first ten that differ are named.
     """
+    found = fitting_part(module, tensors, part, place)
+    # Copied, not mapped: where in a file weights lie would change the last bits of what is computed with them.
+    for name, value in module.state_dict().items():
+        value.copy_(found[name].read())
+
+
+def fitting_part(module: "nn.Module", tensors: Tensors, part: str, place: Path | str) -> Tensors:
+    """The tensors that `load_part` loads, by their names in the module, none of them read yet. Arguments and errors are
+    those of `load_part`; the module may be without memory."""
     found = {name.removeprefix(f"{part}."): ref for name, ref in tensors.items() if name.startswith(f"{part}.")}
     state: dict[str, Tensor] = module.state_dict()
     shapes = {name: ref.shape for name, ref in found.items()}
@@ -112,9 +121,7 @@ def load_part(module: "nn.Module", tensors: Tensors, part: str, place: Path | st
             f"{place} was made for another config: {len(differing)} tensors differ, first {first}",
             "Use the config it was made with",
         )
-    # Copied, not mapped: where in a file weights lie would change the last bits of what is computed with them.
-    for name, value in state.items():
-        value.copy_(found[name].read())
+    return found
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -159,7 +159,7 @@ def read_raw_header(path: Path) -> tuple[dict[str, Any], int, os.stat_result]:
                 raise ValueError
             told = 8 + length + _data_length([raw[name] for name in raw if name != "__metadata__"])
     except FileNotFoundError:
-        raise ConfigError(f"there is no checkpoint {path}", "Check the path") from None
+        raise ConfigError(f"there is no file {path}", "Check the path") from None
     except OSError as e:
         raise ConfigError(f"{path} cannot be read: {e.strerror}", "Check the path and its permissions") from e
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -1,6 +1,7 @@
 """Writing files so that a reader never meets half of one, and so that a failed write leaves what was there."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -13,6 +14,8 @@ from uldm_cli.runs.calls import signed
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from uldm_cli.core.data import ImageSet
 
 _LONG_TEXT = 200  # characters, from which on a picture's text is worth compressing
 
@@ -53,6 +56,13 @@ def sha256_of(path: Path) -> str:
     """The checksum of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def order_of(images: "ImageSet") -> str:
+    """What tells the order of a set's images from any other: SHA-256 of their names, as far as they have names, and of
+    their labels' names."""
+    names = [list(getattr(images, "names", [])), list(images.classes)]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 def read_picture(path: Path) -> "np.ndarray":

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from uldm_cli.errors import ConfigError
 from uldm_cli.formats.tensors import TORCH_NAMES, Tensors, open_safetensors
 from uldm_cli.runs.models import ModelFile, load_autoencoder, model_config
-from uldm_cli.runs.train import Plan, open_images
+from uldm_cli.runs.train import open_images
+from uldm_cli.runs.train_plan import Plan
 from uldm_cli.specs.autoencoders import Autoencoder
 from uldm_cli.specs.datasets import Dataset
 from uldm_cli.specs.encoding import Contents, LatentIndex, Shard, read_said
@@ -129,7 +130,7 @@ def check_autoencoder(folder: Path, index: LatentIndex, file: ModelFile) -> None
         what = (
             f"{folder} holds the latents of another autoencoder: of {index.reference} (hash {index.autoencoder[:12]})"
         )
-        hint = f"Encode the images with this one: uldm vqvae encode --model {file.name}"
+        hint = f"Encode the images with this one: uldm vqvae encode {folder / RECORD} --model {file.name} --outdir NEW"
         raise ConfigError(f"{what}, and not of {file.name} ({here[:12]})", hint)
 
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from uldm_cli import console
 from uldm_cli.errors import ConfigError, UldmError
-from uldm_cli.runs.checkpoints import MODEL
+from uldm_cli.runs.begun import begun_runs, filled, taken_over
 from uldm_cli.runs.latent_cache import cached_data, check_autoencoder, read_index, training_set
 from uldm_cli.runs.memory import diffusion_memory, mind_memory
 from uldm_cli.runs.metrics import Line
 from uldm_cli.runs.models import (
     ModelFile,
+    check_backbone,
     known_autoencoder,
     load_autoencoder,
     load_backbone,
@@ -23,12 +24,18 @@ from uldm_cli.runs.models import (
     resolve,
 )
 from uldm_cli.runs.outdir import default_outdir
-from uldm_cli.runs.preview import Preview
-from uldm_cli.runs.preview import preview as make_preview
+from uldm_cli.runs.preview import Preview, make_preview
 from uldm_cli.runs.processes import sharded
-from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, make_plan, train
-from uldm_cli.runs.trained_on import chosen_autoencoder, chosen_data, images_of
-from uldm_cli.runs.vqvae_train import squeezed
+from uldm_cli.runs.train import Result, count_parameters, make_engine, train
+from uldm_cli.runs.train_plan import Plan, make_plan
+from uldm_cli.runs.trained_on import (
+    autoencoder_of,
+    chosen_autoencoder,
+    chosen_data,
+    images_of,
+    tell_other_size,
+    told_apart,
+)
 from uldm_cli.specs.diffusion_training import DiffusionTraining
 from uldm_cli.specs.encoding import LatentIndex
 from uldm_cli.specs.models import AutoencoderModel, LatentDiffusionModel
@@ -43,8 +50,12 @@ if TYPE_CHECKING:
     from uldm_cli.core.engine import Engine
     from uldm_cli.core.latent import Autoencoder, LatentDiffusion
 
+TAKEN_OVER = ("backbone", "schedule", "target", "learned_variance", "scale_factor", "sample")
+"""What of a model's config a training takes over that begins with it, beside autoencoder and images."""
 SHOWN = 16
 PICTURE_STEPS = 50
+ENCODED = 16
+"""Images that are encoded at a time to measure latents: in float32, and beside what training holds already."""
 MEASURED, CHECKED = 1024, 128
 """Images from which the scale factor is measured, and on which one that was given is checked."""
 UNUSUAL, WRONG = 1.5, 4.0
@@ -64,15 +75,55 @@ def plan(
     if sharded() and spec.train.precision == "fp16":
         raise ConfigError("fp16 is not supported with FSDP", "Take train.precision=bf16")
     index = None if spec.latents is None else read_index(Path(spec.latents))
-    plan = make_plan(complete(spec, index), outdir, default_outdir("ldm", "train", config), resume=resume)
+    default = default_outdir("ldm", "train", config)
+    completed = _going_on(spec, index, outdir, default) or complete(spec, index)
+    plan = make_plan(completed, outdir, default, resume=resume)
+    if completed.init_from is not None and not plan.checkpoint:
+        _check_beginning(completed)
     if index is not None and not plan.finished:
-        check_autoencoder(Path(str(spec.latents)), index, resolve(_source(plan), "autoencoder"))
+        check_autoencoder(Path(str(spec.latents)), index, resolve(autoencoder_of(plan), "autoencoder"))
     return replace(plan, latents=index)
 
 
-def _source(plan: Plan[DiffusionTraining]) -> str | None:
-    """Where the autoencoder lies. A run goes on with the one that it began with, whatever its name leads to now."""
-    return str(plan.checkpoint / MODEL) if plan.checkpoint else plan.config.autoencoder
+def _going_on(
+    spec: DiffusionTraining, index: LatentIndex | None, outdir: Path | None, default: Path
+) -> DiffusionTraining | None:
+    """The config with what it leaves open as in the run that it goes on with; None where there is none.
+
+    Where it names neither a folder nor an autoencoder, a run that is finished is left alone: there may be a newer one.
+    """
+    for run in begun_runs(outdir, default):
+        if run.finished and outdir is None and spec.autoencoder is None:
+            continue
+        if index is not None and run.said.get("autoencoder") not in (spec.autoencoder, index.reference):
+            continue
+        if config := filled(spec, run, named=outdir is not None):
+            if spec.autoencoder is None:
+                console.note(f"autoencoder: {config.autoencoder}, with which the run in {run.folder} began")
+            return config
+    return None
+
+
+def _check_beginning(spec: DiffusionTraining) -> None:
+    """Makes sure that the model which training begins with has the config's network.
+
+    Raises:
+        ConfigError: it has another one: in what they differ.
+    """
+    import torch
+
+    file = resolve(spec.init_from)
+    with torch.device("meta"):
+        channels = known_autoencoder(spec.autoencoder).latent_shape[0]
+        module = spec.backbone.build(channels, channels * (2 if spec.learned_variance else 1))
+    try:
+        check_backbone(module, file)
+    except ConfigError as e:
+        theirs = model_config(file, LatentDiffusionModel).backbone
+        if theirs == spec.backbone:  # then it is the file that is not what it says
+            raise
+        what = f"init_from={spec.init_from} has another network: {told_apart(theirs, spec.backbone)}"
+        raise ConfigError(what, "Leave the backbone's settings out, and they are taken from there") from e
 
 
 def preview(plan: Plan[DiffusionTraining]) -> Preview:
@@ -81,8 +132,8 @@ def preview(plan: Plan[DiffusionTraining]) -> Preview:
 
     spec = plan.config
     assert spec.data is not None
-    where, autoencoder = str(spec.autoencoder), known_autoencoder(spec.autoencoder)
-    if planned := planned_autoencoder(spec.autoencoder):
+    where, autoencoder = str(spec.autoencoder), known_autoencoder(autoencoder_of(plan))
+    if planned := planned_autoencoder(autoencoder_of(plan)):
         where += f", not on this machine yet: {planned.command}"
     channels, side, _ = autoencoder.model_copy(update={"image_size": spec.data.size}).latent_shape
     with torch.device("meta"):
@@ -97,7 +148,7 @@ def preview(plan: Plan[DiffusionTraining]) -> Preview:
 
 def run(plan: Plan[DiffusionTraining]) -> Result:
     """Trains as the plan's config says."""
-    resolve(_source(plan), "autoencoder")  # before the images: to open some takes an hour of extracting
+    resolve(autoencoder_of(plan), "autoencoder")  # before the images: to open some takes an hour of extracting
     return train(plan, partial(DiffusionJob, plan))
 
 
@@ -137,23 +188,28 @@ def _found(spec: DiffusionTraining, index: LatentIndex | None) -> tuple[Diffusio
     return spec.model_copy(update={"autoencoder": reference, "data": data}), file
 
 
-def base_config(reference: str) -> dict[str, Any]:
+def base_config(reference: str, outdir: Path | None = None, config: Path | None = None) -> dict[str, Any]:
     """What a training takes over from the latent diffusion model that it begins with, as a config below all others.
 
     That is the model whole: network, schedule, target, scale factor, autoencoder and defaults of sampling; and the
-    images that it was trained on, if it tells them.
+    images that it was trained on, if it tells them. A run in the folder, or else in the config's default one, that
+    began with the model tells all that itself, should the model be gone.
 
     Raises:
         ConfigError: there is no such model, or it needs a condition.
     """
-    file = resolve(reference)
+    try:
+        file = resolve(reference)
+    except ConfigError:
+        default = default_outdir("ldm", "train", config)
+        if known := taken_over(reference, outdir, default, ("init_from", "autoencoder", "data", *TAKEN_OVER)):
+            return known
+        raise
     model = model_config(file, LatentDiffusionModel)
     if model.conditioning is not None:
         what = f"{file.name} needs a condition ({model.conditioning}), and training gives none yet"
         raise ConfigError(what, "Begin with an unconditional model")
-    kept = model.model_dump(
-        mode="json", include={"backbone", "schedule", "target", "learned_variance", "scale_factor", "sample"}
-    )
+    kept = model.model_dump(mode="json", include=set(TAKEN_OVER))
     return {"init_from": reference, "autoencoder": reference, "data": images_of(file, model), **kept}
 
 
@@ -169,13 +225,16 @@ class Measuring:
     """Of the training."""
     engine: "Engine"
     """Of the training; the autoencoder is on its device."""
+    batch: int
+    """Images to be encoded at a time."""
     strict: bool
     """Whether to stop at a file that cannot be decoded."""
 
     def scale(self) -> float:
         """One over the latents' standard deviation, over all dimensions (Rombach et al. 2022, appendix G)."""
-        scale = 1 / self._deviation(MEASURED)
-        console.note(f"scale factor {scale:.5f}, measured on {MEASURED} images")
+        count = min(MEASURED, len(self.images))
+        scale = 1 / self._deviation(count)
+        console.note(f"scale factor {scale:.5f}, measured on {count} images")
         return scale
 
     def check(self, scale: float, name: str) -> None:
@@ -184,11 +243,12 @@ class Measuring:
         Raises:
             ConfigError: it cannot be this autoencoder's.
         """
-        deviation = self._deviation(CHECKED)
+        count = min(CHECKED, len(self.images))
+        deviation = self._deviation(count)
         off = max(scale * deviation, 1 / (scale * deviation))
         said = (
             f"scale_factor {scale:.5g} brings the latents of {name} to a standard deviation of {scale * deviation:.3g} "
-            f"instead of 1: measured on {CHECKED} images it would be {1 / deviation:.5g}"
+            f"instead of 1: measured on {count} images it would be {1 / deviation:.5g}"
         )
         if off > WRONG:
             raise ConfigError(said, "scale_factor=null has it measured; or name the autoencoder that it is of")
@@ -203,9 +263,10 @@ class Measuring:
         from uldm_cli.core.diffusing import training_latents
         from uldm_cli.core.training import to_float
 
-        latents, device = [], self.engine.device
+        latents, device, size = [], self.engine.device, min(self.batch, count)
+        batches = islice(stream(self.images, batch_size=size, seed=self.seed, strict=self.strict), -(-count // size))
         with console.progress(count, "measuring the scale of the latents", "images") as progress:
-            for batch in islice(stream(self.images, batch_size=64, seed=self.seed, strict=self.strict), count // 64):
+            for batch in batches:
                 image, number = batch.image.to(device), batch.number.to(device)
                 cached = image.is_floating_point()
                 image = image if cached else to_float(image)
@@ -213,8 +274,8 @@ class Measuring:
                     self.autoencoder, image, number, seed=self.seed, shape=self.shape, cached=cached
                 )
                 latents.append(found.cpu().double())
-                progress.advance(64)
-        deviation: float = self.engine.from_main(float(torch.cat(latents).std()))
+                progress.advance(len(number))
+        deviation: float = self.engine.from_main(float(torch.cat(latents)[:count].std()))
         if not (math.isfinite(deviation) and deviation > 0):
             what = f"the autoencoder's latents of {count} images have the standard deviation {deviation}"
             raise UldmError(what, "Train it on such images first")
@@ -238,7 +299,7 @@ class DiffusionJob:
         self.dataset = training_set(plan)
         mind_memory(plan, diffusion_memory)
         engine = make_engine(plan)
-        autoencoder: Any = load_autoencoder(resolve(_source(plan), "autoencoder")).to(engine.device)
+        autoencoder: Any = load_autoencoder(resolve(autoencoder_of(plan), "autoencoder")).to(engine.device)
         autoencoder.to(memory_format=torch.channels_last)
         self.config = self._model(plan, autoencoder, engine)
         torch.manual_seed(spec.train.seed)
@@ -261,6 +322,7 @@ class DiffusionJob:
             accumulate=spec.train.accumulate,
             ema_profiles=spec.train.ema_profiles,
         )
+        self._at_once = min(plan.micro_batch, SHOWN)
         self.title = f"latent diffusion, {count_parameters(self.module):,} parameters, {engine.precision}"
 
     def _model(
@@ -270,10 +332,18 @@ class DiffusionJob:
         spec = plan.config
         if plan.checkpoint:
             return model_config(resolve(str(plan.checkpoint)), LatentDiffusionModel)
-        held = model_config(resolve(spec.autoencoder, "autoencoder"), AutoencoderModel)
+        file = resolve(spec.autoencoder, "autoencoder")
+        tell_other_size(self.dataset.size, file)
+        held = model_config(file, AutoencoderModel)
         held = held.model_copy(update={"image_size": self.dataset.size})
         measuring = Measuring(
-            autoencoder, self.dataset, held.latent_shape, spec.train.seed, engine, strict=self.data.strict
+            autoencoder,
+            self.dataset,
+            held.latent_shape,
+            spec.train.seed,
+            engine,
+            batch=min(plan.micro_batch, ENCODED),
+            strict=self.data.strict,
         )
         scale = spec.scale_factor
         if scale is None and plan.latents is not None:
@@ -328,7 +398,7 @@ class DiffusionJob:
 
         from uldm_cli.core.images import to_uint8
         from uldm_cli.core.noise import PerSampleNoise
-        from uldm_cli.runs.draw.grid import draw_grid
+        from uldm_cli.runs.draw.grid import draw_grid, squeezed
         from uldm_cli.specs.samplers import DDIM
 
         model, device = model.eval(), self.trainer.engine.device
@@ -337,6 +407,7 @@ class DiffusionJob:
         with torch.no_grad():
             *_, last = sampler(model.denoiser, noise.initial(), model.schedule, noise)
             # A model that cannot be sampled from yet is no reason to stop training it.
-            pictures = squeezed(to_uint8(model.decode(last.x).nan_to_num()))
+            decoded = torch.cat([model.decode(part) for part in torch.split(last.x, self._at_once)])
+            pictures = squeezed(to_uint8(decoded.nan_to_num()))
         columns = SHOWN // 2
         return draw_grid([pictures[:columns], pictures[columns:]], [""] * columns)

@@ -8,7 +8,8 @@ from uldm_cli import console
 from uldm_cli.errors import ConfigError
 from uldm_cli.runs.models import known_autoencoder
 from uldm_cli.runs.processes import neighbours, processes, sharded
-from uldm_cli.runs.train import Plan
+from uldm_cli.runs.train_plan import Plan
+from uldm_cli.runs.trained_on import autoencoder_of
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
 from uldm_cli.specs.diffusion_training import DiffusionTraining
 
@@ -52,11 +53,11 @@ def diffusion_memory(plan: Plan[DiffusionTraining], *, activations: bool = True)
     """Of a process that trains a latent diffusion model; `activations` as above."""
     import torch
 
-    from uldm_cli.core.memory import estimate, shapes_only
+    from uldm_cli.core.memory import estimate, most_alive, shapes_only
 
     spec = plan.config
     assert spec.data is not None
-    held = known_autoencoder(spec.autoencoder)
+    held = known_autoencoder(autoencoder_of(plan))
     shape = held.model_copy(update={"image_size": spec.data.size}).latent_shape
     with shapes_only(_precision(plan)) if activations else torch.device("meta"):
         backbone = spec.backbone.build(shape[0], shape[0] * (2 if spec.learned_variance else 1))
@@ -64,9 +65,17 @@ def diffusion_memory(plan: Plan[DiffusionTraining], *, activations: bool = True)
         def compute(images: int) -> None:
             backbone(torch.empty(images, *shape), torch.zeros(images, dtype=torch.int64))
 
+        autoencoder: Any = held.build().eval().requires_grad_(False)
+        image = (spec.data.channels, spec.data.size, spec.data.size)
+
+        def encode(images: int) -> None:
+            autoencoder.to_latent(torch.empty(images, *image))
+
         kept = _kept(compute, plan) if activations else 0
+        if activations and spec.latents is None:
+            kept = max(kept, _kept(encode, plan, most_alive))
         shares = processes() if sharded() else 1
-        return estimate([backbone], [held.build()], _averages(plan), kept, _weights(plan), shares)
+        return estimate([backbone], [autoencoder], _averages(plan), kept, _weights(plan), shares)
 
 
 def mind_memory(plan: Plan[Any], measure: "Callable[..., Memory]") -> None:
@@ -98,14 +107,16 @@ def in_gb(size: int) -> str:
     return f"{size / 1e9:,.0f} GB" if size >= 10e9 else f"{size / 1e9:.2g} GB"
 
 
-def _kept(compute: "Callable[[int], None]", plan: Plan[Any]) -> int:
-    """What a backward pass of a micro-batch needs, from one and two images: each further one adds as much.
+def _kept(
+    compute: "Callable[[int], None]", plan: Plan[Any], measure: "Callable[[Callable[[], object]], int] | None" = None
+) -> int:
+    """What a micro-batch needs, by default for backward, from one and two images: each further one adds as much.
 
     All at once would take minutes for a large one, for attention goes through its images by themselves on a CPU.
     """
     from uldm_cli.core.memory import kept_for_backward
 
-    one, two = (kept_for_backward(partial(compute, images)) for images in (1, 2))
+    one, two = ((measure or kept_for_backward)(partial(compute, images)) for images in (1, 2))
     return one + (plan.micro_batch - 1) * (two - one)
 
 

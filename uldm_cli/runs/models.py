@@ -9,7 +9,7 @@ from uldm_cli.errors import ConfigError, nearest, nearest_file
 from uldm_cli.formats import compvis, diffusers
 from uldm_cli.formats.checkpoint import KINDS, Checkpoint, Header
 from uldm_cli.formats.detect import open_checkpoint
-from uldm_cli.formats.native import load_part
+from uldm_cli.formats.native import fitting_part, load_part
 from uldm_cli.runs import zoo
 from uldm_cli.runs.checkpoints import MODEL, Checkpoints
 from uldm_cli.runs.outdir import OUTPUTS, default_outdir
@@ -188,6 +188,15 @@ def load_backbone(backbone: "nn.Module", file: ModelFile, weights: str | None = 
     """
     compvis.check_schedule(file.checkpoint)
     _load(backbone, file, _part(file, weights))
+
+
+def check_backbone(backbone: "nn.Module", file: ModelFile) -> None:
+    """Makes sure that `load_backbone` would work, and reads no weights: the network may be without memory.
+
+    Raises:
+        ConfigError: as `load_backbone`.
+    """
+    fitting_part(backbone, file.checkpoint.tensors, _part(file, None), file.path)
 
 
 def load_latent_diffusion(

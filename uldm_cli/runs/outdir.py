@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 OUTPUTS = Path("outputs")
 
-# Where and how fast a run computes, who reads its images, what it tells and keeps: that makes no other run of it.
+# Where and how fast a run computes, who reads its images, what it tells, keeps and stops at: that makes no other run.
 NOT_COMPARED = frozenset(
     {
         "device",
         "workers",
         *(f"train.{name}" for name in ("device", "workers", "compile")),
-        *(f"train.{name}" for name in ("log_every", "save_every", "picture_every", "keep", "trackers")),
+        *(f"train.{name}" for name in ("log_every", "save_every", "picture_every", "keep", "best", "trackers")),
+        "data.strict",
     }
 )
 
@@ -42,26 +43,32 @@ def default_outdir(group: str, verb: str, config: Path | None = None) -> Path:
 
 
 def choose_outdir(
-    explicit: Path | None, default: Path, record: str, config: Spec, *, may_change: frozenset[str] = frozenset()
+    explicit: Path | None,
+    default: Path,
+    record: str,
+    config: Spec,
+    *,
+    ignored: frozenset[str] = NOT_COMPARED,
+    may_change: frozenset[str] = frozenset(),
 ) -> Path:
     """The folder for a run of `config`, whose resolved config is kept there as the file `record`. Writes nothing.
 
     A folder the user names has to be new, or to hold results of the same config, fields in `may_change` aside. By
-    default it is `default`, or the first of `default-2`, `default-3`... that fits.
+    default it is `default`, or the first of `default-2`, `default-3`... that fits. Those in `ignored` do not count.
 
     Raises:
         ConfigError: the folder named holds results of another config, or cannot be a folder.
     """
     if explicit is not None:
         writable_folder(explicit, create=False)
-        difference = difference_from(explicit / record, config, NOT_COMPARED | may_change)
+        difference = difference_from(explicit / record, config, ignored | may_change)
         if difference:
             raise ConfigError(
                 f"--outdir {explicit} holds results of another config: {difference}",
                 "Give another --outdir, or remove this one",
             )
         return explicit
-    folder = next(path for path in _candidates(default) if difference_from(path / record, config) is None)
+    folder = next(path for path in candidates(default) if difference_from(path / record, config, ignored) is None)
     return writable_folder(folder, create=False)
 
 
@@ -91,7 +98,8 @@ def write_record(folder: Path, record: str, config: Spec) -> Path:
     return path
 
 
-def _candidates(default: Path) -> Iterator[Path]:
+def candidates(default: Path) -> Iterator[Path]:
+    """The folders that are taken by default, one after another, without an end."""
     yield default
     number = 2
     while True:

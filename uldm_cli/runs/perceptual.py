@@ -205,3 +205,8 @@ def _features(path: Path, net: Net) -> dict[str, Tensor]:
         title = BACKBONES[net].title
         raise ConfigError(f"{path} holds no weights named features.*", f"It should be {title} as torchvision names it")
     return found
+
+
+def load_lpips() -> LPIPS:
+    """The perceptual distance with the embedded AlexNet, of whatever values."""
+    return load_metric(Backbone(), device="cpu", checked=False).module

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from uldm_cli.runs.latent_cache import training_set
-from uldm_cli.runs.train import Plan, count_parameters
+from uldm_cli.runs.train import count_parameters
+from uldm_cli.runs.train_plan import Plan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +29,7 @@ class Preview:
     """What else there is to know, by name."""
 
 
-def preview(plan: Plan[Any], what: str, module: "nn.Module", memory: "Memory", details: dict[str, str]) -> Preview:
+def make_preview(plan: Plan[Any], what: str, module: "nn.Module", memory: "Memory", details: dict[str, str]) -> Preview:
     """What a run would do, for `--dry-run`. `module` is what it would train, and may be without memory ("meta")."""
     from uldm_cli.core.device import pick_device, pick_dtype
 

@@ -12,6 +12,7 @@ from uldm_cli.formats.native import load_into, load_tensors, read_header, save
 from uldm_cli.formats.tensors import write_safetensors
 from uldm_cli.runs.checkpoints import MODEL, Checkpoints, check
 from uldm_cli.runs.ema import save_snapshot
+from uldm_cli.runs.files import order_of
 from uldm_cli.runs.metrics import Means
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ class Progress:
     """The best value of the figure that `train.best` names, ..."""
     best_step: int | None = None
     """... and its step."""
+    best_of: str | None = None
+    """The name of that figure."""
+    order: str = ""
+    """Of the images, see `order_of`."""
 
 
 def save_run(
@@ -71,7 +76,9 @@ def save_run(
         "in_a_row": progress.in_a_row,
         "best": progress.best,
         "best_step": progress.best_step,
+        "best_of": progress.best_of,
         "images": len(job.dataset),
+        "order": progress.order,
     }
 
     def write(folder: Path) -> None:
@@ -85,6 +92,8 @@ def save_run(
         return checkpoints.save(step, write)
     except (OSError, UldmError) as e:
         hint = "What was saved before is whole: the same command goes on from there"
+        if checkpoints.newest() is None:
+            hint = "Nothing had been saved before: the same command starts again"
         why = e.message if isinstance(e, UldmError) else e
         raise UldmError(f"step {step} could not be saved: {why}", hint) from e
 
@@ -103,11 +112,16 @@ def restore_run(checkpoint: Path, job: "Job") -> Progress:
     means = Means()
     sums = {name: value.to(device) for name, value in load_tensors(state, "means.").items()}
     means.load_state(sums, said["means_counts"])
+    names = ("epoch", "skipped_steps", "in_a_row", "best", "best_step")
+    # What later versions say, earlier ones did not.
+    progress = Progress(means, **{name: said[name] for name in names}, best_of=said.get("best_of"))
+    progress.order = order_of(job.dataset)
     now, then = len(job.dataset), said["images"]
     if now != then:
         console.warn(f"{checkpoint} was saved with {then} images, and there are {now} now: their order is another")
-    names = ("epoch", "skipped_steps", "in_a_row", "best", "best_step")
-    return Progress(means, **{name: said[name] for name in names})
+    elif progress.order != said.get("order", progress.order):
+        console.warn(f"{checkpoint} was saved with images of other names than there are now: their order is another")
+    return progress
 
 
 def read_state(path: Path) -> dict[str, Any]:

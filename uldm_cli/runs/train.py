@@ -8,23 +8,23 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from uldm_cli import console
-from uldm_cli.errors import ConfigError, UldmError
+from uldm_cli.errors import ConfigError, UldmError, UsageError
+from uldm_cli.fetch import alone
+from uldm_cli.runs.begun import RECORD
 from uldm_cli.runs.checkpoints import Checkpoints
-from uldm_cli.runs.files import writable_folder, write_png
+from uldm_cli.runs.files import order_of, writable_folder, write_png
 from uldm_cli.runs.metrics import Line, append_line, forget_after, is_better, not_finite, read_lines
-from uldm_cli.runs.outdir import choose_outdir, difference_from, write_record
-from uldm_cli.runs.processes import processes, sharded
-from uldm_cli.runs.saving import Progress, find_checkpoint, restore_run, save_run
+from uldm_cli.runs.outdir import write_record
+from uldm_cli.runs.processes import sharded
+from uldm_cli.runs.saving import Progress, restore_run, save_run
 from uldm_cli.runs.signals import Stop, stop_on_signals
 from uldm_cli.runs.skipped import Skipped
-from uldm_cli.specs.autoencoder_training import AutoencoderTraining
-from uldm_cli.specs.diffusion_training import DiffusionTraining
+from uldm_cli.runs.train_plan import Plan
 from uldm_cli.specs.yamlfile import read_yaml
 
 if TYPE_CHECKING:
@@ -37,16 +37,11 @@ if TYPE_CHECKING:
     from uldm_cli.core.engine import Engine
     from uldm_cli.core.training import Record, Trainer
     from uldm_cli.specs.datasets import Dataset
-    from uldm_cli.specs.encoding import LatentIndex
     from uldm_cli.specs.models import Model
-    from uldm_cli.specs.training import Optim, Train
 
-RECORD = "train.yaml"
 METRICS = "metrics.jsonl"
 IDLE = 0.2
 """Share of the time from which on it is worth saying that the network waits for images."""
-
-C = TypeVar("C", bound=AutoencoderTraining | DiffusionTraining)
 
 
 class Job(Protocol):
@@ -85,39 +80,6 @@ class Job(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan(Generic[C]):
-    """A training run whose config and folder fit together."""
-
-    config: C
-    folder: Path
-    checkpoint: Path | None
-    """Where it goes on from."""
-    start: int
-    """Steps that are done."""
-    damaged: tuple[Path, ...] = ()
-    """Newer checkpoints that cannot be used."""
-    latents: "LatentIndex | None" = None
-    """The index of the latents that are read in place of the images, if any are."""
-
-    @property
-    def train(self) -> "Train":
-        return self.config.train
-
-    @property
-    def optim(self) -> "Optim":
-        return self.config.optim
-
-    @property
-    def finished(self) -> bool:
-        return self.start >= self.train.steps
-
-    @property
-    def micro_batch(self) -> int:
-        """Images that a process computes at a time."""
-        return self.train.batch_size // (processes() * self.train.accumulate)
-
-
-@dataclass(frozen=True)
 class Result:
     """A finished run."""
 
@@ -130,56 +92,6 @@ class Result:
     skipped: int
     """Images that this call met and could not use."""
     seconds: float
-
-
-def make_plan(config: C, outdir: Path | None, default: Path, *, resume: bool) -> Plan[C]:
-    """Chooses the run's folder, and the checkpoint it goes on from, if there is one. Writes nothing.
-
-    Raises:
-        ConfigError: the batch cannot be shared out; a tracker is not installed; the folder holds a run of another
-            config or of more steps, or no whole checkpoint; or `resume`, and no such run.
-    """
-    _check_shares(config.train)
-    _check_trackers(config.train)
-    # A run that is named may be made longer. One that is found is not: of it, another number makes another training.
-    folder = choose_outdir(outdir, default, RECORD, config, may_change=frozenset({"train.steps"}))
-    begun = (folder / RECORD).exists()
-    if resume and not begun:
-        raise ConfigError(f"--resume: there is no run of this config in {folder}", "Leave --resume out to start one")
-    if outdir is None and folder != default and not begun:
-        why = difference_from(default / RECORD, config)
-        console.note(f"a new run in {folder}, as {default} is another training: {why}")
-    checkpoints = Checkpoints(folder)
-    if not begun and checkpoints.newest():
-        what = f"{folder} holds checkpoints, but no {RECORD} that says what they are of"
-        raise ConfigError(what, "Give another --outdir, or remove this one")
-    found = find_checkpoint(checkpoints)
-    if found.step > config.train.steps:
-        what = f"{folder} has made {found.step} steps already, and train.steps is {config.train.steps}"
-        raise ConfigError(what, "Give another --outdir to train anew")
-    return Plan(config, folder, found.checkpoint, found.step, found.damaged)
-
-
-def _check_shares(train: "Train") -> None:
-    """The same samples whatever the number of processes: so each must have as many of them."""
-    shares = processes() * train.accumulate
-    if train.batch_size % shares:
-        several = processes() > 1
-        of = (
-            f"{processes()} processes with {train.accumulate} micro-batches each"
-            if several
-            else f"{shares} micro-batches"
-        )
-        below = train.batch_size // shares * shares
-        near = f"{below} or {below + shares}" if below else str(shares)
-        raise ConfigError(f"train.batch_size {train.batch_size} cannot be shared out among {of}", f"Take {near}")
-
-
-def _check_trackers(train: "Train") -> None:
-    """Accelerate would leave out a tracker that is not installed."""
-    for name in train.trackers:
-        if find_spec(name) is None:
-            raise ConfigError(f"train.trackers: {name} is not installed", f"pip install {name}, or leave it out")
 
 
 def make_engine(plan: Plan[Any]) -> "Engine":
@@ -234,6 +146,7 @@ class _Run:
         self.metrics = plan.folder / METRICS
         self.display: console.Training | None = None
         self.skipped = Skipped("from here on they are only counted")
+        self._unread: list[tuple[str, str]] = []
         self._told: set[str] = set()
         self._scheduled = self._due = self._improved = False
         self._waited = 0.0
@@ -242,7 +155,17 @@ class _Run:
         if starts != plan.start:
             what = f"the main process found step {starts} in {plan.folder}, and another one step {plan.start}"
             raise UldmError(what, "The run's folder must lie where all processes see it")
-        self.progress = restore_run(plan.checkpoint, job) if plan.checkpoint else Progress()
+        fresh = Progress(order=order_of(job.dataset))
+        self.progress = restore_run(plan.checkpoint, job) if plan.checkpoint else fresh
+        self._check_best()
+
+    def _check_best(self) -> None:
+        """What was the best is not where another figure counts now, or a better one pushed it out and was damaged."""
+        progress, name = self.progress, self.plan.train.best
+        gone = progress.best_step is not None and not self.checkpoints.of_step(progress.best_step).exists()
+        if gone or progress.best_of != name:
+            progress.best = progress.best_step = None
+        progress.best_of = name
 
     def go(self) -> None:
         """Trains from where the plan starts to the end."""
@@ -253,6 +176,8 @@ class _Run:
             self.skipped.add(self.job.dataset.skipped)
             first = next(batches)  # images that cannot be read are found before anything is written
             if self.engine.main:
+                lock = writable_folder(plan.folder) / ".lock"
+                stack.enter_context(alone(lock, f"trains in {plan.folder}", wait=False))
                 self._begin()
             self.engine.begin_tracking(plan.folder, _flat(plan.config.model_dump(mode="json")))
             stack.callback(self.engine.end_tracking)
@@ -268,22 +193,28 @@ class _Run:
         for checkpoint in self.plan.damaged:
             console.note(f"{checkpoint} is now {self.checkpoints.set_aside(checkpoint).name}")
         if self.plan.start:
-            console.note(f"going on from step {self.plan.start} of {folder}{self._other_length()}")
+            console.note(f"going on from step {self.plan.start} of {folder}{self._changes()}")
         elif (folder / RECORD).exists():
             console.note(f"the run in {folder} had saved no checkpoint: it starts again")
+        if self.plan.cold:
+            console.note(f"the learning rate {self.plan.cold}")
         write_record(folder, RECORD, self.plan.config)
         forget_after(self.metrics, self.plan.start)
         best = self.progress.best_step
         if best is not None:  # a run that was killed between saving and marking has not marked it
             self.checkpoints.mark_best(self.checkpoints.of_step(best))
 
-    def _other_length(self) -> str:
-        """What is to be said where a run goes on to another number of steps than before."""
-        before, now = read_yaml(self.plan.folder / RECORD)[0]["train"]["steps"], self.plan.train.steps
-        if before == now:
-            return ""
-        curve = "; the learning rate follows the cosine to there" if self.plan.optim.decay == "cosine" else ""
-        return f", to step {now} where it was {before}{curve}"
+    def _changes(self) -> str:
+        """What is to be said where a run goes on to another number of steps than before, or with images elsewhere."""
+        record, config, said = read_yaml(self.plan.folder / RECORD)[0], self.plan.config, ""
+        before, now = record["data"].get("root"), getattr(config.data, "root", None)
+        if before != now:
+            said += f", with the images of {now} where it was {before}"
+        before, now = record["train"]["steps"], config.train.steps
+        if before != now:
+            curve = "; the learning rate follows the cosine to there" if config.optim.decay == "cosine" else ""
+            said += f", to step {now} where it was {before}{curve}"
+        return said
 
     def _batches(self) -> "Generator[Batch, None, None]":
         from uldm_cli.core.data import stream
@@ -303,7 +234,12 @@ class _Run:
         with closing(source):
             while True:
                 asked = time.perf_counter()
-                batch = next(source)
+                try:
+                    batch = next(source)
+                except UsageError as e:
+                    if self.engine.main:
+                        raise
+                    raise UldmError(e.message, e.hint) from e  # wrong input, but not the same in every process
                 self._waited += time.perf_counter() - asked
                 yield batch
 
@@ -321,8 +257,10 @@ class _Run:
         last = step == train.steps
         self._take(record, last)
         self._end_epoch(step)
-        stopping, asked = self.engine.any(stop.requested and not last, stop.save)
-        stop.save = False
+        save_asked, stop.save = stop.save, False  # a signal that comes from here on is for the next step
+        stopping, asked, unread = self.engine.any(stop.requested and not last, save_asked, bool(self._unread))
+        if unread:
+            self._tell_unread()
         self._scheduled |= last or step % train.save_every == 0
         self._due |= self._scheduled or stopping or asked
         # Weights that may be spoilt must not push out a good checkpoint.
@@ -330,15 +268,18 @@ class _Run:
         log, picture = last or step % train.log_every == 0, sound and (last or step % train.picture_every == 0)
         save = sound and self._due
         means = self._good_means(step) if log or picture or save else {}
-        if save:
-            self._mind_best(means, step)
+        self._improved = save and log and self._is_best(means, step)
         if log:
             self._log(record, means)
+        elif self.display:
+            self.display.reached(step)
         if picture and (self.engine.main or self.engine.sharded) and (drawn := self.job.picture()):
             name, pixels = drawn
             write_png(writable_folder(self.plan.folder / "pictures") / f"{name}_{step:07}.png", pixels)
         if save:
             self._save(step)
+            if asked:
+                console.note(f"saved step {step}")
         if stopping:
             console.note(f"saved step {step}; the same command goes on from there" if save else self._kept())
             raise KeyboardInterrupt
@@ -346,7 +287,7 @@ class _Run:
     def _take(self, record: "Record", last: bool) -> None:
         """Counts what a step did, or that it was skipped."""
         for batch in record.batches:
-            self.skipped.add(batch.skipped)
+            self._unread += batch.skipped
         progress = self.progress
         fault = record.fault
         if fault is None:
@@ -359,7 +300,15 @@ class _Run:
         console.warn(f"step {record.step} changed nothing: {fault.what} ({count})")
         if (last and fault.spoilt) or progress.in_a_row >= self.plan.optim.max_skipped:
             what = f"{progress.in_a_row} steps in a row were skipped, the last, {record.step}: {fault.what}"
+            if progress.in_a_row == 1:
+                what = f"step {record.step}, the last, was skipped: {fault.what}"
             raise UldmError(f"{what}; {self._kept()}", self._advice())
+
+    def _tell_unread(self) -> None:
+        """Names images that could not be read, whichever process met them."""
+        for found in self.engine.from_all(self._unread):
+            self.skipped.add(found)
+        self._unread = []
 
     def _log(self, record: "Record", means: Line) -> None:
         elapsed = time.perf_counter() - self._since
@@ -398,21 +347,22 @@ class _Run:
             self._told.add(key or text)
             console.warn(text)
 
-    def _mind_best(self, means: Line, step: int) -> None:
-        """Remembers whether this step is the best so far; `_save` marks it then."""
+    def _is_best(self, means: Line, step: int) -> bool:
+        """Whether this step is the best so far, by a line of metrics; `_save` marks it then."""
         name, progress = self.plan.train.best, self.progress
-        self._improved = False
-        if name is None:
-            return
+        if name is None or not means:  # nothing but skipped steps since the last line
+            return False
         figures = {**progress.epoch, **means}  # of the codes' use those of a whole epoch
         if name in figures:
             if is_better(name, figures[name], progress.best):
-                progress.best, progress.best_step, self._improved = figures[name], step, True
+                progress.best, progress.best_step = figures[name], step
+                return True
         elif name not in self.job.epoch_logs():
             known = ", ".join(sorted(figures | self.job.epoch_logs()))
             self._tell_once(
                 f"train.best={name}: no checkpoint is the best, as there is no such figure yet, but {known}"
             )
+        return False
 
     def _good_means(self, step: int) -> Line:
         """The means since the last line of metrics; an error where the training has gone wrong.
@@ -432,7 +382,11 @@ class _Run:
 
     def _advice(self) -> str:
         wider = ", or train.precision=fp32" if self.engine.precision in ("bf16", "fp16") else ""
-        return f"Try a smaller optim.lr{wider}"
+        newest = self.checkpoints.newest()
+        if newest is None:
+            return f"Try a smaller optim.lr{wider}"
+        begun = f"--init-from {newest} --outdir NEW"
+        return f"The same command would meet the same; begin from there with a smaller optim.lr{wider}: {begun}"
 
     def _epochs(self, step: int) -> float:
         """How often the images have been through."""

@@ -371,7 +371,7 @@ class _Distance:
     @cached_property
     def _network(self) -> LPIPS:
         from uldm_cli.core.device import pick_device
-        from uldm_cli.runs.vqvae_train import load_lpips
+        from uldm_cli.runs.perceptual import load_lpips
 
         return load_lpips().to(pick_device(self._device))
 

@@ -1,7 +1,5 @@
 """`uldm vqvae encode`: the latents of a set of images, in files that training reads in place of the images."""
 
-import hashlib
-import json
 import math
 import shutil
 import time
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from uldm_cli import console
 from uldm_cli.errors import ConfigError, UldmError
-from uldm_cli.runs.files import atomic_write
+from uldm_cli.runs.files import atomic_write, order_of
 from uldm_cli.runs.latent_cache import (
     INDEX,
     RECORD,
@@ -27,7 +25,7 @@ from uldm_cli.runs.models import ModelFile, load_autoencoder, model_config
 from uldm_cli.runs.outdir import OUTPUTS, choose_outdir
 from uldm_cli.runs.signals import stop_on_signals
 from uldm_cli.runs.train import open_images
-from uldm_cli.runs.trained_on import chosen_autoencoder, chosen_data
+from uldm_cli.runs.trained_on import chosen_autoencoder, chosen_data, tell_other_size
 from uldm_cli.specs.encoding import Contents, Encoding, LatentIndex
 from uldm_cli.specs.models import AutoencoderModel
 from uldm_cli.specs.training import misfit, refuse
@@ -123,6 +121,7 @@ def run(plan: Plan) -> Result:
     began = time.perf_counter()
     engine = Engine(plan.config.device, plan.config.precision)
     images = _open(plan.data)
+    tell_other_size(images.size, plan.file)
     module = load_autoencoder(plan.file)
     contents = _contents(plan, images, module)
     missing = _missing(plan.folder, contents, engine)
@@ -148,11 +147,10 @@ def _open(data: "Dataset") -> "ImageSet":
 def _contents(plan: Plan, images: "ImageSet", module: "nn.Module") -> Contents:
     from uldm_cli.core.autoencoders import has_posterior
 
-    names = [list(getattr(images, "names", [])), list(images.classes)]
     return Contents(
         autoencoder=identity(module, plan.model.autoencoder),
         images=len(images),
-        order=hashlib.sha256(json.dumps(names).encode()).hexdigest(),
+        order=order_of(images),
         image_shape=plan.model.image_shape,
         latent_shape=plan.model.latent_shape,
         posterior=has_posterior(module),
@@ -177,10 +175,11 @@ def _missing(folder: Path, contents: Contents, engine: "Engine") -> list[int]:
         readable = {number for number in there if _is_part(shard_path(folder, number), contents)}
         damaged[list(readable)] = 0
         mine = sorted(readable)[engine.rank :: engine.world]
-        with console.progress(len(mine), "checking what is there", "files") as progress:
-            for number in mine:
-                damaged[number] = int(not is_intact(shard_path(folder, number)))
-                progress.advance()
+        if mine:
+            with console.progress(len(mine), "checking what is there", "files") as progress:
+                for number in mine:
+                    damaged[number] = int(not is_intact(shard_path(folder, number)))
+                    progress.advance()
     # Nobody goes on before all have looked: a slow process would find the first files of a quick one.
     missing: list[int] = total(damaged.to(engine.device)).nonzero()[:, 0].tolist()
     if there:

@@ -100,7 +100,7 @@ def reconstruct(
     Raises:
         UsageError: no such images or model, or `out` cannot be written to.
     """
-    from uldm_cli.runs.vqvae_train import load_lpips
+    from uldm_cli.runs.perceptual import load_lpips
 
     writable_folder(out, create=False)
     source = Source.of(path, out)

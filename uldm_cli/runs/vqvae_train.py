@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from uldm_cli import console
 from uldm_cli.errors import ConfigError
+from uldm_cli.runs.begun import taken_over
 from uldm_cli.runs.memory import autoencoder_memory, mind_memory
 from uldm_cli.runs.metrics import Line
 from uldm_cli.runs.models import load_autoencoder, model_config, resolve
 from uldm_cli.runs.outdir import default_outdir
 from uldm_cli.runs.perceptual import Backbone, Metric, Settings, load_metric
-from uldm_cli.runs.preview import Preview
-from uldm_cli.runs.preview import preview as make_preview
+from uldm_cli.runs.preview import Preview, make_preview
 from uldm_cli.runs.processes import sharded
-from uldm_cli.runs.train import Plan, Result, count_parameters, make_engine, make_plan, open_images, train
-from uldm_cli.runs.trained_on import images_of
+from uldm_cli.runs.train import Result, count_parameters, make_engine, open_images, train
+from uldm_cli.runs.train_plan import Plan, make_plan
+from uldm_cli.runs.trained_on import images_of, told_apart
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining, Loss
 from uldm_cli.specs.models import AutoencoderModel
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from uldm_cli.core.lpips import LPIPS
 
 SHOWN = 8
 WON = 0.1
@@ -47,15 +47,22 @@ def plan(
     return make_plan(spec, outdir, default_outdir("vqvae", "train", config), resume=resume)
 
 
-def base_config(reference: str) -> dict[str, Any]:
+def base_config(reference: str, outdir: Path | None = None, config: Path | None = None) -> dict[str, Any]:
     """What a training takes over from the model that it begins with, as a config below all others.
 
-    That is its autoencoder, and the images that it was trained on, if it tells them.
+    That is its autoencoder, and the images that it was trained on, if it tells them. A run in the folder, or else in
+    the config's default one, that began with the model tells that itself, should the model be gone.
 
     Raises:
         ConfigError: there is no such model.
     """
-    file = resolve(reference, "autoencoder")
+    try:
+        file = resolve(reference, "autoencoder")
+    except ConfigError:
+        default = default_outdir("vqvae", "train", config)
+        if known := taken_over(reference, outdir, default, ("init_from", "autoencoder", "data")):
+            return known
+        raise
     model = model_config(file, AutoencoderModel)
     images = images_of(file, model)
     return {"init_from": reference, "autoencoder": model.autoencoder.model_dump(mode="json"), "data": images}
@@ -85,11 +92,6 @@ def preview(plan: Plan[AutoencoderTraining]) -> Preview:
 def run(plan: Plan[AutoencoderTraining]) -> Result:
     """Trains as the plan's config says."""
     return train(plan, partial(AutoencoderJob, plan))
-
-
-def load_lpips() -> "LPIPS":
-    """The perceptual distance with the embedded AlexNet, of whatever values."""
-    return load_metric(Backbone(), device="cpu", checked=False).module
 
 
 def load_loss_metric(loss: Loss) -> Metric:
@@ -125,10 +127,9 @@ def pretrained(spec: AutoencoderTraining) -> "nn.Module":
     file = resolve(spec.init_from, "autoencoder")
     theirs = model_config(file, AutoencoderModel).autoencoder
     if theirs != spec.autoencoder:
-        ours = spec.autoencoder.model_dump(mode="json")
-        other = [f"{name} {was}" for name, was in theirs.model_dump(mode="json").items() if ours.get(name) != was]
         hint = "Set autoencoder to what `uldm config show` or the run's train.yaml says of it"
-        raise ConfigError(f"init_from={spec.init_from} is another autoencoder: it has {', '.join(other)}", hint)
+        what = f"init_from={spec.init_from} is another autoencoder: {told_apart(theirs, spec.autoencoder)}"
+        raise ConfigError(what, hint)
     return load_autoencoder(file)
 
 
@@ -257,7 +258,7 @@ class AutoencoderJob:
         from uldm_cli.core.data import stream
         from uldm_cli.core.images import to_uint8
         from uldm_cli.core.training import to_float
-        from uldm_cli.runs.draw.grid import draw_grid
+        from uldm_cli.runs.draw.grid import draw_grid, squeezed
 
         count = min(SHOWN, len(self.dataset))
         batch = next(stream(self.dataset, batch_size=count, seed=self.seed, strict=self.data.strict))
@@ -269,8 +270,3 @@ class AutoencoderJob:
             recon = self.module.from_latent(self.module.to_latent(images))
         rows = [squeezed(to_uint8(pictures)) for pictures in (images, recon)]
         return "recon", draw_grid(rows, [""] * count)
-
-
-def squeezed(pictures: "np.ndarray") -> "list[np.ndarray]":
-    """`[N, H, W, C]` as N pictures: the first three channels, or `[H, W]` of the first where there are one or two."""
-    return [picture[..., 0] if picture.shape[-1] < 3 else picture[..., :3] for picture in pictures]

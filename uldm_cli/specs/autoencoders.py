@@ -109,7 +109,7 @@ class Published(Autoencoder):
     """What VQ and KL have in common; fields mean what they mean in the published configs."""
 
     resolution: PositiveInt = Field(256, description="Side of its images in training; it places the attention.")
-    ch: PositiveInt = Field(128, multiple_of=32, description="Width of the first level.")
+    ch: PositiveInt = Field(128, multiple_of=32, description="Width of the first level, a multiple of 32.")
     ch_mult: Widths = Field(
         (1, 2, 4), min_length=1, description="Width of each level, in ch; from one level to the next the size halves."
     )

@@ -33,7 +33,7 @@ class UNet(Backbone):
     """The U-Net of the latent-diffusion family; fields mean what they mean in the published configs."""
 
     kind: Literal["unet"] = "unet"
-    model_channels: PositiveInt = Field(64, multiple_of=32, description="Width of the first level.")
+    model_channels: PositiveInt = Field(64, multiple_of=32, description="Width of the first level, a multiple of 32.")
     channel_mult: tuple[PositiveInt, ...] = Field(
         (1, 2, 4), min_length=1, description="Width of each level, in model_channels; each level halves the size."
     )

@@ -1,7 +1,7 @@
 """From what Pydantic found wrong to one line that a person can act on."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from uldm_cli.specs.complete import model_at
 
 KeyPath = tuple[str, ...]
 _CONSEQUENCE = "default_factory_not_called"  # a default that follows from a field that is itself wrong
+NAMED = 3
+"""So many of the problems that are not explained are named."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,18 @@ def explain(
     if first.path[-1:] == ("kind",) and first.path not in origins and first.path[:-1] in origins:
         first = replace(first, path=first.path[:-1])  # given in short: `sampler=heun`
     origin = origin_of(first.path, origins)
-    more = f" (and {len(others)} more)" if others else ""
+    more = f" (and {len(others)} more: {_named(others)})" if others else ""
     if first.unknown and origin.flag is not None and origin.names == first.path:
         return ConfigError(f"{origin.flag} does not apply to {_owner(first.path, model, tree)}{more}")
     start = origin.at(first.path)
     shown = "" if origin.names == first.path else _value_at(tree, first)
     return ConfigError(f"{start}: {first.text}{shown}{more}" if start else f"{first.text}{shown}{more}", first.hint)
+
+
+def _named(problems: Sequence[_Problem]) -> str:
+    """Where they are; of many the first ones."""
+    names = [".".join(problem.path) for problem in problems[:NAMED]]
+    return ", ".join(names) + (", ..." if len(problems) > NAMED else "")
 
 
 def origin_of(path: KeyPath, origins: Mapping[KeyPath, Origin]) -> Origin:

@@ -208,7 +208,8 @@ class _Config(Generic[T]):
         dotted = ".".join(path)
         field = self._field(path)
         if node is None and field is not None and slot_of(field.annotation, field.metadata) is not None:
-            return ConfigError(f"{origin.place}: {dotted} is off", f"Choose its kind first: {dotted}=KIND")
+            what = f"{origin.place}: {dotted} is not given, so nothing in it can be changed"
+            return ConfigError(what, f"Choose its kind first: {dotted}=KIND")
         what = f"is {show(node)}" if node is not None else "has no value that could be changed in part"
         return ConfigError(f"{origin.place}: {dotted} {what}", "Set it whole")
 

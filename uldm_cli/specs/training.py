@@ -56,7 +56,7 @@ class Train(Part):
     )
     ema_decay: float = Field(0.999, ge=0, lt=1, description="Decay of the averaged weights, which warms up.")
     ema_profiles: tuple[Annotated[float, Field(ge=NARROWEST, le=WIDEST)], ...] = Field(
-        (), description="Widths (sigma_rel) of averages kept of every save, as 0.05,0.1: for `ema` to make others of."
+        (), description="Widths (sigma_rel) of averages kept of every save, as [0.05,0.1]: for `ema` to make others of."
     )
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
         "auto",
@@ -70,7 +70,9 @@ class Train(Part):
     picture_every: PositiveInt = Field(500, description="Steps between two pictures.")
     keep: int = Field(2, ge=2, description="So many checkpoints stay, the newest ones.")
     best: str | None = Field(
-        None, min_length=1, description="Keep the checkpoint that is best by this figure of metrics.jsonl, too."
+        None,
+        min_length=1,
+        description="Keep the best checkpoint by this figure of metrics.jsonl, of those saved with a line, too.",
     )
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         (), description="Where the figures go besides metrics.jsonl."
@@ -81,7 +83,8 @@ def misfit(autoencoder: Autoencoder, data: Dataset) -> "PydanticCustomError | No
     """Why an autoencoder cannot take these images."""
     if data.channels != autoencoder.in_channels:
         text = f"expected {autoencoder.in_channels}, the channels of the autoencoder's images, got {data.channels}"
-        return problem(text, "Change data.channels, or the autoencoder", path="data.channels")
+        hint = f"Set data.channels={autoencoder.in_channels}, or take an autoencoder with in_channels={data.channels}"
+        return problem(text, hint, path="data.channels")
     if data.size % autoencoder.factor:
         text = f"expected a multiple of {autoencoder.factor}, the autoencoder's factor, got {data.size}"
         return problem(text, "Change data.size, or the autoencoder", path="data.size")

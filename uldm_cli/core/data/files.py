@@ -9,8 +9,10 @@ from torch import Tensor
 from uldm_cli.core.data.preparing import Preparation
 from uldm_cli.core.data.sources import READ_ERRORS, Readable, Source, open_source
 from uldm_cli.core.data.streams import STRICT_HINT
-from uldm_cli.core.images import ImageError
+from uldm_cli.core.images import UNREAD, ImageError
 from uldm_cli.errors import ConfigError, UsageError
+
+_UNREAD = "of a format that is not read; as JPEG or PNG it would be"
 
 
 class FileImages:
@@ -91,7 +93,7 @@ def open_files(
     """Lists the images of a folder, of an archive or of an LMDB, sorted by code point.
 
     Hidden files and folders, and what lacks the extension of an image, are passed over. An image with a damaged
-    header or an unusable size is left out and named in the set's `skipped`.
+    header or an unusable size, or of a format that is not read, is left out and named in the set's `skipped`.
 
     Args:
         root: a folder, a .tar or a .zip, or the folder of an LMDB.
@@ -107,15 +109,18 @@ def open_files(
         UsageError: strict, and an image is unusable.
     """
     source = open_source(Path(root).expanduser())
-    names = [name for name in source.names() if _is_wanted(name, source, preparation)]
+    there = list(source.names())
+    names = [name for name in there if _is_wanted(name, source, preparation)]
+    problems = {} if only else {name: _UNREAD for name in there if _suffix(name) in UNREAD and not _is_hidden(name)}
     if only:
         chosen = set(_choose(names, only[1], str(root), only[0]))
         names = [name for name in names if name in chosen]
-    problems = {name: _problem(source, name, preparation) for name in names} if checked else {}
-    skipped = sorted((name, problem) for name, problem in problems.items() if problem)
+    if checked:
+        problems |= {name: problem for name in names if (problem := _problem(source, name, preparation))}
+    skipped = sorted(problems.items())
     if strict and skipped:
         raise UsageError(f"{skipped[0][0]} in {root}: {skipped[0][1]}", STRICT_HINT)
-    ordered = sorted(name for name in set(names) if not problems.get(name))
+    ordered = sorted(set(names) - problems.keys())
     if not ordered:
         raise _no_images(root, preparation, skipped)
     labels, classes = _by_folder(ordered) if labelled else ([-1] * len(ordered), [])
@@ -177,7 +182,11 @@ def _choose(there: Sequence[str], wanted: Sequence[str], root: str, where: str) 
 def _is_wanted(name: str, source: Source, preparation: Preparation) -> bool:
     if source.only_images:
         return True
-    return PurePosixPath(name).suffix.lower() in preparation.extensions and not _is_hidden(name)
+    return _suffix(name) in preparation.extensions and not _is_hidden(name)
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
 
 
 def _problem(source: Readable, name: str, preparation: Preparation) -> str | None:

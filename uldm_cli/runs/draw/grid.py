@@ -55,3 +55,8 @@ def _header(labels: Sequence[str], width: int, shape: tuple[int, ...], font_size
         pen.text((centre, high / 2 + 1), label, fill=60, font=font, anchor="mm")
     grey = np.asarray(band)
     return grey if len(shape) == 2 else np.repeat(grey[:, :, None], shape[2], axis=2)
+
+
+def squeezed(pictures: Bytes) -> list[Bytes]:
+    """`[N, H, W, C]` as N pictures: the first three channels, or `[H, W]` of the first where there are one or two."""
+    return [picture[..., 0] if picture.shape[-1] < 3 else picture[..., :3] for picture in pictures]
