@@ -68,12 +68,12 @@ def diffusion_memory(plan: Plan[DiffusionTraining], *, activations: bool = True)
         autoencoder: Any = held.build().eval().requires_grad_(False)
         image = (spec.data.channels, spec.data.size, spec.data.size)
 
-        def encode(images: int) -> None:
-            autoencoder.to_latent(torch.empty(images, *image))
+        def encode() -> None:
+            autoencoder.to_latent(torch.empty(1, *image))
 
         kept = _kept(compute, plan) if activations else 0
         if activations and spec.latents is None:
-            kept = max(kept, _kept(encode, plan, most_alive))
+            kept = max(kept, plan.micro_batch * most_alive(encode))
         shares = processes() if sharded() else 1
         return estimate([backbone], [autoencoder], _averages(plan), kept, _weights(plan), shares)
 
@@ -107,16 +107,14 @@ def in_gb(size: int) -> str:
     return f"{size / 1e9:,.0f} GB" if size >= 10e9 else f"{size / 1e9:.2g} GB"
 
 
-def _kept(
-    compute: "Callable[[int], None]", plan: Plan[Any], measure: "Callable[[Callable[[], object]], int] | None" = None
-) -> int:
-    """What a micro-batch needs, by default for backward, from one and two images: each further one adds as much.
+def _kept(compute: "Callable[[int], None]", plan: Plan[Any]) -> int:
+    """What a backward pass of a micro-batch needs, from one and two images: each further one adds as much.
 
     All at once would take minutes for a large one, for attention goes through its images by themselves on a CPU.
     """
     from uldm_cli.core.memory import kept_for_backward
 
-    one, two = ((measure or kept_for_backward)(partial(compute, images)) for images in (1, 2))
+    one, two = (kept_for_backward(partial(compute, images)) for images in (1, 2))
     return one + (plan.micro_batch - 1) * (two - one)
 
 
