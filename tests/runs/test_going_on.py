@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,18 @@ def test_two_trainings_in_one_folder_are_refused(training, vqvae, tmp_path):
     assert training.outcome(tmp_path / "run") == before
     assert training.run(vqvae(), tmp_path / "run").computed == 13
     assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_what_another_process_trained_meanwhile_stays(training, vqvae, tmp_path):
+    """It ended between the look at the folder and the beginning."""
+    training.interrupt(vqvae(), tmp_path / "run", 7)
+    plan = vqvae_train.plan(vqvae(), tmp_path / "run", None)
+    training.run(vqvae(), tmp_path / "run")
+    before = training.outcome(tmp_path / "run")
+    plan = replace(plan, checkpoint=sorted((tmp_path / "run" / "checkpoints").iterdir())[0])
+    with pytest.raises(UsageError, match=r"another process has trained in .*run meanwhile\. Run this once more"):
+        vqvae_train.run(plan)
+    assert training.outcome(tmp_path / "run") == before
 
 
 # The best

@@ -155,8 +155,8 @@ class _Run:
         if starts != plan.start:
             what = f"the main process found step {starts} in {plan.folder}, and another one step {plan.start}"
             raise UldmError(what, "The run's folder must lie where all processes see it")
-        fresh = Progress(order=order_of(job.dataset))
-        self.progress = restore_run(plan.checkpoint, job) if plan.checkpoint else fresh
+        resumed = restore_run(plan.checkpoint, job) if plan.checkpoint else None
+        self.progress = resumed or Progress(order=order_of(job.dataset))
         self._check_best()
 
     def _check_best(self) -> None:
@@ -178,6 +178,8 @@ class _Run:
             if self.engine.main:
                 lock = writable_folder(plan.folder) / ".lock"
                 stack.enter_context(alone(lock, f"trains in {plan.folder}", wait=False))
+                if self.checkpoints.newest() not in (plan.checkpoint, *plan.damaged):
+                    raise UsageError(f"another process has trained in {plan.folder} meanwhile", "Run this once more")
                 self._begin()
             self.engine.begin_tracking(plan.folder, _flat(plan.config.model_dump(mode="json")))
             stack.callback(self.engine.end_tracking)
