@@ -72,7 +72,7 @@ def _out_of_memory(cause: BaseException) -> bool:
 
 def _left_alone(cause: BaseException) -> bool:
     """Whether this is one of several processes, and another one has ended: by gloo's or NCCL's text, as above."""
-    told = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+    told = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
     several = os.environ.get("WORLD_SIZE", "1") != "1"
     return several and isinstance(cause, RuntimeError) and any(phrase in str(cause) for phrase in told)
 

@@ -136,6 +136,17 @@ def test_a_run_among_its_own_images_is_refused(training, vqvae, photos, tmp_path
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["a", "b"]
 
 
+def test_a_run_among_images_of_which_it_reads_a_list_sees_none_of_its_own(training, vqvae, photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "here")
+    names = [path.relative_to(photos).as_posix() for path in photos.rglob("*.png")]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    spec = vqvae(steps=2)
+    spec = changed(
+        spec, data=spec.data.model_dump() | {"root": str(tmp_path / "here"), "split_file": str(tmp_path / "list.txt")}
+    )
+    assert training.run(spec, tmp_path / "here" / "run").computed == 2
+
+
 def test_two_trainings_in_one_folder_are_refused(training, vqvae, tmp_path):
     training.interrupt(vqvae(), tmp_path / "run", 7)
     before = training.outcome(tmp_path / "run")

@@ -19,7 +19,6 @@ from uldm_cli.specs.yamlfile import read_yaml
 RECORD = "train.yaml"
 """The file of a run's folder that holds its resolved config."""
 
-
 MAY_CHANGE = frozenset({"train.steps", "data.root"})
 """What a run that is named may change: it is made longer, or its images have moved. Of one that is found, another value
 makes another training."""
@@ -45,10 +44,11 @@ def begun_runs(outdir: Path | None, default: Path) -> Iterator[Begun]:
             said = dict(read_yaml(record)[0])
         except ConfigError:  # whoever chooses the folder says so
             continue
-        if newest := Checkpoints(folder).newest():
+        checkpoints = Checkpoints(folder)
+        if newest := checkpoints.newest():
             train = said.get("train")
             steps = train.get("steps") if isinstance(train, dict) else None
-            yield Begun(folder, said, isinstance(steps, int) and Checkpoints(folder).of_step(steps) == newest)
+            yield Begun(folder, said, isinstance(steps, int) and checkpoints.of_step(steps) == newest)
 
 
 def may_differ(config: AutoencoderTraining | DiffusionTraining) -> frozenset[str]:

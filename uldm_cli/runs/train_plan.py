@@ -13,6 +13,7 @@ from uldm_cli.runs.outdir import choose_outdir, difference_from
 from uldm_cli.runs.processes import processes
 from uldm_cli.runs.saving import find_checkpoint
 from uldm_cli.specs.autoencoder_training import AutoencoderTraining
+from uldm_cli.specs.datasets import Images
 from uldm_cli.specs.diffusion_training import DiffusionTraining
 
 if TYPE_CHECKING:
@@ -96,11 +97,11 @@ def make_plan(config: C, outdir: Path | None, default: Path, *, resume: bool) ->
 
 def _check_place(folder: Path, config: AutoencoderTraining | DiffusionTraining) -> None:
     """Pictures of a run among the images that it reads would be trained on when it goes on."""
-    if config.data is None or config.data.kind != "images" or (root := getattr(config.data, "root", None)) is None:
-        return
-    images = Path(root).expanduser().resolve()
-    if folder.resolve().is_relative_to(images):
-        what = f"{folder} lies in data.root={root}, and so the run's own pictures would be trained on"
+    data = config.data
+    if not isinstance(data, Images) or data.split_file or getattr(config, "latents", None):
+        return  # it does not read all that lies in a folder
+    if folder.resolve().is_relative_to(Path(data.root).expanduser().resolve()):
+        what = f"{folder} lies in data.root={data.root}, and so the run's own pictures would be trained on"
         raise ConfigError(what, "Give an --outdir elsewhere")
 
 
