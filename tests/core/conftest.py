@@ -47,13 +47,14 @@ class Computed:
 
 
 RANK_OF_TWO = """
-import runpy, sys, torch
+import os, runpy, sys, torch
 import torch.distributed as dist
 file, rank, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 torch.save(runpy.run_path(file)["compute"](), f"{folder}/{rank}.pt")
 dist.barrier()
 dist.destroy_process_group()
+os._exit(0)  # a thread of torch's that still runs while Python shuts down may abort what is done and saved
 """
 
 
