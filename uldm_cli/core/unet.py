@@ -124,10 +124,10 @@ class AttentionBlock(Attends):
         N, C, H, W = x.shape
         qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1)
         if self.new_order:
-            qkv = qkv.reshape(N, H * W, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+            parts = qkv.reshape(N, H * W, 3, self.heads, C // self.heads).unbind(2)
         else:
-            qkv = qkv.reshape(N, H * W, self.heads, 3, C // self.heads).permute(3, 0, 2, 1, 4)
-        mixed = self.attend(*qkv)  # each (N, heads, HW, d)
+            parts = qkv.reshape(N, H * W, self.heads, 3, C // self.heads).unbind(3)
+        mixed = self.attend(*(part.transpose(1, 2) for part in parts))  # each (N, heads, HW, d)
         return x + self.proj_out(mixed.transpose(1, 2).reshape(N, H, W, C).permute(0, 3, 1, 2))
 
 
