@@ -51,7 +51,14 @@ def test_precisions() -> None:
     assert pick_dtype("fp32", CPU) == torch.float32
     assert pick_dtype("bf16", CPU) == torch.bfloat16
     assert pick_dtype("auto", torch.device("mps")) == torch.float32
-    assert pick_dtype("auto", CPU) in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("amx", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_on_a_cpu(amx: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever AVX-512 can: without AMX, float32 is faster."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert pick_dtype("auto", CPU) == expected
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")

@@ -26,13 +26,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """`fp32`, `bf16`, `fp16`, `fp64`, or `auto`: bfloat16 where the device computes it natively.
+    """`fp32`, `bf16`, `fp16`, `fp64`, or `auto`: bfloat16 where the device is faster in it.
 
     Raises:
         UsageError: fp16 without a CUDA device, which alone scales gradients so that they do not vanish in it.
     """
     if precision == "auto":
-        return torch.bfloat16 if _has_native_bfloat16(device) else torch.float32
+        return torch.bfloat16 if _is_faster_in_bfloat16(device) else torch.float32
     if precision == "fp16" and device.type != "cuda":
         raise UsageError(f"--precision fp16 needs a CUDA device, and this is {device.type}", "Use bf16")
     return _DTYPES[precision]
@@ -46,16 +46,12 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _cpu_has(question: str) -> bool:
-    """Asks torch about an instruction of the processor. The questions are not public: one that is gone counts as no."""
-    return bool(getattr(torch.cpu, question, lambda: False)())
-
-
-def _has_native_bfloat16(device: torch.device) -> bool:
+def _is_faster_in_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Without these instructions PyTorch emulates bfloat16 on a CPU, slower than float32.
-    return device.type == "cpu" and (_cpu_has("_is_avx512_bf16_supported") or _cpu_has("_is_amx_tile_supported"))
+    # A CPU without AMX takes longer than in float32, with AVX-512's instructions for bfloat16 as well.
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # not public: should it go, the answer is no
+    return device.type == "cpu" and bool(has_amx())
 
 
 def keep_freed_memory() -> None:

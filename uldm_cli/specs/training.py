@@ -60,7 +60,7 @@ class Train(Part):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
         "auto",
-        description="auto: bfloat16 where the device computes it natively, with float32 weights. fp16 needs CUDA.",
+        description="auto: bfloat16 where the device is faster in it, with float32 weights. fp16 needs CUDA.",
     )
     device: str = Field("auto", pattern=DEVICE, description="auto, cpu, mps, cuda, or cuda:1 and so on.")
     workers: NonNegativeInt = Field(2, description="Processes that read image files; 0 reads in the training process.")
