@@ -106,6 +106,30 @@ def test_float32_is_normalised_as_torch_does() -> None:
     assert torch.equal(layer(features()), F.group_norm(features(), 2, layer.weight, layer.bias))
 
 
+@pytest.mark.parametrize("groups", [4, 8])
+@pytest.mark.parametrize("offset", [0, 30])
+def test_gradients_of_narrow_groups(groups: int, offset: int) -> None:
+    """Of one channel and of two, which have a gradient of their own: as near to float64 as PyTorch's."""
+    layer = GroupNorm(groups, 8)
+    torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
+    generator = torch.Generator().manual_seed(0)
+    x, upstream = (
+        torch.randn(2, 8, 20, 28, generator=generator).contiguous(memory_format=torch.channels_last) for _ in range(2)
+    )
+    wanted = (x.add_(offset).requires_grad_(), layer.weight, layer.bias)
+    out = layer(x)
+    assert torch.equal(out, F.group_norm(x, groups, layer.weight, layer.bias))
+    assert "NarrowGroups" in type(out.grad_fn).__name__
+    found, theirs = (
+        torch.autograd.grad(y, wanted, upstream) for y in (out, F.group_norm(x, groups, layer.weight, layer.bias))
+    )
+    double = F.group_norm(x.double(), groups, layer.weight.double(), layer.bias.double())
+    for a, b, exact in zip(found, theirs, torch.autograd.grad(double, wanted, upstream.double()), strict=True):
+        assert (a - exact).norm() < 1.2 * (b - exact).norm() + 1e-6 * exact.norm()
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_layers_that_cannot_be_divided() -> None:
     with pytest.raises(UsageError, match=r"^num_heads is 5\. It must divide the 16 channels that have attention$"):
         SelfAttention(16, 5, 4)

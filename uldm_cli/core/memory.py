@@ -67,7 +67,7 @@ def estimate(
 def shapes_only(precision: torch.dtype) -> Iterator[None]:
     """Inside, tensors and modules that are made have shapes and no memory, and autocast is as in training."""
     mixed = precision in (torch.bfloat16, torch.float16)
-    with FakeTensorMode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
         yield
 
 
