@@ -65,9 +65,12 @@ def estimate(
 
 @contextmanager
 def shapes_only(precision: torch.dtype) -> Iterator[None]:
-    """Inside, tensors and modules that are made have shapes and no memory, and autocast is as in training."""
+    """Inside, tensors and modules that are made have shapes and no memory, and autocast is as in training.
+
+    Convolutions keep their inputs as they are, which `core.winograd` does not do with small ones.
+    """
     mixed = precision in (torch.bfloat16, torch.float16)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+    with FakeTensorMode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
         yield
 
 

@@ -35,17 +35,22 @@ most so many, its input is kept transformed for the backward pass, in 2.25 times
 def fits(x: Tensor, conv: nn.Conv2d) -> bool:
     """Whether an input is convolved faster this way."""
     inputs, outputs = conv.in_channels, conv.out_channels
+    height, width = x.shape[2:]
     return (
         conv.training
         and torch.is_grad_enabled()
+        and type(x) is Tensor
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and conv.kernel_size == (_TAPS, _TAPS)
         and conv.stride == conv.padding == conv.dilation == (1, 1)
         and conv.groups == 1
-        # The transforms cost time by the sum of the channels, and the products save it by their product.
+        and not height % _TILE
+        and not width % _TILE
+        # What is saved grows with the product of the channels and with the tiles. It has to be more than the transforms
+        # of inputs and outputs cost, which goes by the sum of the channels, and that of the kernel, by their product.
         and inputs * outputs >= 32 * (inputs + outputs)
-        and not any(side % _TILE for side in x.shape[2:])
+        and len(x) * height * width >= 32 * _TILE**2
         and torch.backends.mkl.is_available()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
