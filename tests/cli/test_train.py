@@ -73,6 +73,16 @@ def test_an_autoencoder_then_a_diffusion_model_on_it_then_samples(uldm_main):
         assert (image.size, image.mode) == ((32, 32), "L")
 
 
+def test_wide_networks_in_float32_in_processes_of_their_own(uldm):
+    """What plans a training imports modules where tensors have no memory, and the training computes with them."""
+    quick = (*QUICK, "train.steps=2", "train.picture_every=2")
+    wide = ("autoencoder.down_channels=[64,64,64]", "autoencoder.mid_channels=[64,64]")
+    for command in (("vqvae", "train", *quick, *wide), ("ldm", "train", *quick, "backbone.model_channels=64")):
+        ended = uldm(*command)
+        assert ended.code == 0, ended.err
+        assert 0 < float(cells(ended.out)["loss"]) < 10
+
+
 def test_the_newest_run_may_be_unfinished(uldm_main):
     uldm_main("vqvae", "train", *VQVAE)
     shutil.rmtree("outputs/vqvae-train/checkpoints/step-00000004")

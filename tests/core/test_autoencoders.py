@@ -125,7 +125,7 @@ def test_dropout_is_for_training() -> None:
     assert not torch.equal(model.to_latent(images()), model.to_latent(images()))
     model.eval()
     assert torch.equal(model.to_latent(images()), model.to_latent(images()))
-    assert torch.equal(model.to_latent(images()), vq().eval().to_latent(images()))
+    assert torch.equal(model.to_latent(images()), vq().to_latent(images()))
 
 
 def test_channels_last_gives_the_same() -> None:

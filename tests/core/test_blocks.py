@@ -106,6 +106,19 @@ def test_float32_is_normalised_as_torch_does() -> None:
     assert torch.equal(layer(features()), F.group_norm(features(), 2, layer.weight, layer.bias))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_convolutions_of_every_kind_that_torch_has(training: bool) -> None:
+    """Other padding than zeros, and images without a batch."""
+    torch.manual_seed(0)
+    layer, x = Conv2d(64, 64, 3, padding=1, padding_mode="circular").train(training), torch.randn(8, 64, 8, 8)
+    plain = torch.nn.Conv2d(64, 64, 3, padding=1, padding_mode="circular")
+    plain.load_state_dict(layer.state_dict())
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(layer(x), plain(x))
+            assert Conv2d(64, 64, 3).train(training)(x[0]).shape == (64, 6, 6)
+
+
 @pytest.mark.parametrize("groups", [4, 8])
 @pytest.mark.parametrize("offset", [0, 30])
 def test_gradients_of_narrow_groups(groups: int, offset: int) -> None:
@@ -115,7 +128,7 @@ def test_gradients_of_narrow_groups(groups: int, offset: int) -> None:
     torch.nn.init.normal_(layer.bias)
     generator = torch.Generator().manual_seed(0)
     x, upstream = (
-        torch.randn(2, 8, 20, 28, generator=generator).contiguous(memory_format=torch.channels_last) for _ in range(2)
+        torch.randn(4, 8, 20, 28, generator=generator).contiguous(memory_format=torch.channels_last) for _ in range(2)
     )
     wanted = (x.add_(offset).requires_grad_(), layer.weight, layer.bias)
     out = layer(x)

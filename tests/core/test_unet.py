@@ -86,7 +86,7 @@ def test_every_parameter_learns(config: UNetConfig) -> None:
 
 @every_variant
 def test_one_timestep_for_all_is_the_same_as_one_each(config: UNetConfig) -> None:
-    module, (x, _) = unet(config).eval(), inputs()
+    module, (x, _) = unet(config), inputs()
     told = {"context": torch.ones(2, 3, 24)} if config.context_dim else {}
     told |= {"y": torch.tensor([1, 2])} if config.num_classes else {}
     torch.testing.assert_close(module(x, torch.tensor([7]), **told), module(x, torch.tensor([7, 7]), **told))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from uldm_cli.core import winograd
 from uldm_cli.core.blocks import Conv2d
-from uldm_cli.core.memory import shapes_only
+from uldm_cli.core.memory import kept_for_backward, kept_transformed, shapes_only
 
 Size = tuple[int, int, int, int, int]
 
@@ -83,6 +83,29 @@ def test_there_is_no_second_gradient() -> None:
         first.sum().backward()
 
 
+def test_small_inputs_are_kept_transformed() -> None:
+    """And large ones as they are; the estimate of memory knows it."""
+    for size, kept in ((8, 8 * 36 * 4 * 64), (64, 8 * 64 * 64 * 64)):
+        layer, x, _ = trained((8, 64, 64, size, size))
+        assert kept_for_backward(lambda: layer(x)) == 4 * kept  # noqa: B023
+        with shapes_only(torch.float32):
+            one = Conv2d(64, 64, 3, padding=1)
+            image = torch.empty(1, 64, size, size)
+            estimate = 8 * kept_for_backward(lambda: one(image)) + kept_transformed(one, lambda: one(image), 8)  # noqa: B023
+        assert estimate == 4 * kept
+
+
+def test_gradients_that_nobody_wants_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of a first layer's input, nor of a frozen kernel."""
+    for name in ("_add_patches", "_transposed"):
+        layer, x, upstream = trained((8, 64, 64, 8, 8))
+        with monkeypatch.context() as patch:
+            patch.delattr(winograd, name)
+            (x if name == "_add_patches" else layer).requires_grad_(requires_grad=False)
+            layer(x).backward(upstream)
+            assert (x.grad is None) == (name == "_add_patches")
+
+
 @pytest.mark.parametrize(
     ("inputs", "options"),
     [(64, {"stride": 2}), (64, {"padding": 0}), (64, {"groups": 2}), (64, {"dilation": 2}), (16, {}), (3, {})],
@@ -92,7 +115,7 @@ def test_convolutions_it_is_not_for(inputs: int, options: dict[str, int]) -> Non
     assert not winograd.fits(torch.zeros(8, inputs, 8, 8), Conv2d(inputs, 64, 3, **{"padding": 1, **options}))
 
 
-def test_only_training_in_float32_uses_it() -> None:
+def test_only_training_in_float32_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else is computed is PyTorch's own, to the bit."""
     layer, x, _ = trained((8, 64, 64, 8, 8))
     plain = F.conv2d(x, layer.weight, layer.bias, padding=1)
@@ -107,5 +130,8 @@ def test_only_training_in_float32_uses_it() -> None:
         assert not winograd.fits(x, layer)
     with shapes_only(torch.float32):
         assert not winograd.fits(torch.empty(x.shape), layer)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert not winograd.fits(x, layer)
     layer.eval()
     assert torch.equal(layer(x), plain)

@@ -136,6 +136,8 @@ class Conv2d(nn.Conv2d):
         self.packed = Packed()
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C', H', W')
+        if self.padding_mode != "zeros" or x.ndim != 4:
+            return super().forward(x)
         if Packed.fits(x):
             return self.packed.conv2d(x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
         if winograd.fits(x, self):
@@ -238,11 +240,11 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:  # (N, C, ...) -> the same
         if x.device.type != "cpu" or x.is_contiguous():
             return super().forward(x)
-        size = x.shape[2:].numel()
-        if x.dtype == torch.bfloat16 and (torch.is_grad_enabled() or size < 1024):
+        if x.dtype == torch.bfloat16 and (torch.is_grad_enabled() or x.shape[2:].numel() < 1024):
             laid: Tensor = _Laid.apply(x)
             return super().forward(laid).contiguous(memory_format=torch.channels_last)
-        narrow = x.ndim == 4 and self.num_channels <= 2 * self.num_groups and size >= 512
+        large = x.ndim == 4 and len(x) * x.shape[2:].numel() >= 2048
+        narrow = large and self.affine and self.num_channels <= 2 * self.num_groups
         if narrow and x.dtype == torch.float32 and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             out: Tensor = _NarrowGroups.apply(x, self.weight, self.bias, self.num_groups, self.eps)
             return out

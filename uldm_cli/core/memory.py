@@ -13,6 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from uldm_cli.core import winograd
+from uldm_cli.core.blocks import Conv2d
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -65,10 +68,7 @@ def estimate(
 
 @contextmanager
 def shapes_only(precision: torch.dtype) -> Iterator[None]:
-    """Inside, tensors and modules that are made have shapes and no memory, and autocast is as in training.
-
-    Convolutions keep their inputs as they are, which `core.winograd` does not do with small ones.
-    """
+    """Inside, tensors and modules that are made have shapes and no memory, and autocast is as in training."""
     mixed = precision in (torch.bfloat16, torch.float16)
     with FakeTensorMode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
         yield
@@ -89,6 +89,24 @@ def kept_for_backward(run: Callable[[], object]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run()
     return sum(kept.values())
+
+
+def kept_transformed(module: nn.Module, run: Callable[[], object], samples: int) -> int:
+    """Bytes that autograd keeps of so many samples beyond `kept_for_backward`, which convolves directly, where
+    `core.winograd` would convolve. `run` takes one sample through the module. Use it in `shapes_only`."""
+    more = 0
+
+    def note(conv: Conv2d, inputs: tuple[Tensor]) -> None:
+        nonlocal more
+        [x] = inputs
+        if winograd.suits(conv, samples, *x.shape[1:]):
+            more += winograd.kept_more(conv, x)
+
+    hooks = [conv.register_forward_pre_hook(note) for conv in module.modules() if isinstance(conv, Conv2d)]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return samples * more
 
 
 def most_alive(run: Callable[[], object]) -> int:

@@ -15,6 +15,7 @@ from uldm_cli.specs.diffusion_training import DiffusionTraining
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from uldm_cli.core.memory import Memory
 
@@ -45,7 +46,7 @@ def autoencoder_memory(plan: Plan[AutoencoderTraining], *, activations: bool = T
             for rival in rivals:
                 rival.eval()(recon)
 
-        kept = _kept(compute, plan) if activations else 0
+        kept = _kept(compute, module, plan) if activations else 0
         return estimate([module, *rivals], used, _averages(plan), kept, _weights(plan))
 
 
@@ -71,7 +72,7 @@ def diffusion_memory(plan: Plan[DiffusionTraining], *, activations: bool = True)
         def encode() -> None:
             autoencoder.to_latent(torch.empty(1, *image))
 
-        kept = _kept(compute, plan) if activations else 0
+        kept = _kept(compute, backbone, plan) if activations else 0
         if activations and spec.latents is None:
             kept = max(kept, plan.micro_batch * most_alive(encode))
         shares = processes() if sharded() else 1
@@ -107,15 +108,22 @@ def in_gb(size: int) -> str:
     return f"{size / 1e9:,.0f} GB" if size >= 10e9 else f"{size / 1e9:.2g} GB"
 
 
-def _kept(compute: "Callable[[int], None]", plan: Plan[Any]) -> int:
+def _kept(compute: "Callable[[int], None]", trained: "nn.Module", plan: Plan[Any]) -> int:
     """What a backward pass of a micro-batch needs, from one and two images: each further one adds as much.
 
     All at once would take minutes for a large one, for attention goes through its images by themselves on a CPU.
     """
-    from uldm_cli.core.memory import kept_for_backward
+    import torch
+
+    from uldm_cli.core.device import pick_device
+    from uldm_cli.core.memory import kept_for_backward, kept_transformed
 
     one, two = (kept_for_backward(partial(compute, images)) for images in (1, 2))
-    return one + (plan.micro_batch - 1) * (two - one)
+    kept = one + (plan.micro_batch - 1) * (two - one)
+    train = plan.config.train
+    if pick_device(train.device).type == "cpu" and _precision(plan) == torch.float32 and not train.compile:
+        kept += kept_transformed(trained, partial(compute, 1), plan.micro_batch)
+    return kept
 
 
 def _precision(plan: Plan[Any]) -> "torch.dtype":
