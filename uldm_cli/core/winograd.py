@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 _TILE, _PATCH, _TAPS = 4, 6, 3
 """Sides of what is computed at once: a tile of the output, the patch of the input that it sees, and the kernel."""
-
-
 _OF_PATCH = [
     *([4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0]),
     *([0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]),
@@ -37,7 +35,6 @@ def fits(x: Tensor, conv: nn.Conv2d) -> bool:
         and type(x) is Tensor
         and x.dtype == torch.float32
         and x.device.type == "cpu"
-        and torch.backends.mkl.is_available()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and suits(conv, *x.shape)
@@ -48,7 +45,8 @@ def suits(conv: nn.Conv2d, samples: int, inputs: int, height: int, width: int) -
     """Whether a convolution of such inputs is faster this way in training."""
     outputs = conv.out_channels
     return (
-        conv.kernel_size == (_TAPS, _TAPS)
+        torch.backends.mkl.is_available()
+        and conv.kernel_size == (_TAPS, _TAPS)
         and conv.stride == conv.padding == conv.dilation == (1, 1)
         and conv.groups == 1
         and not height % _TILE
