@@ -61,9 +61,8 @@ def suits(conv: nn.Conv2d, samples: int, inputs: int, height: int, width: int) -
 
 def kept_more(conv: nn.Conv2d, x: Tensor) -> int:
     """Bytes by which a sample of an input `[N, C, H, W]` grows when it is kept for the backward pass."""
-    inputs, height, width = x.shape[1:]
-    keep = _sample(height, width, inputs + conv.out_channels) <= _KEPT
-    return (_sample(height, width, inputs) - 4 * x[0].numel()) * keep
+    _, inputs, height, width = x.shape
+    return _sizes(x, conv.out_channels)[1] * (_sample(height, width, inputs) - x.element_size() * x[0].numel())
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -90,7 +89,7 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         out = _like(x, len(weight))
-        kernel, some, keep = _transformed(weight), *_sizes(x, out)
+        kernel, some, keep = _transformed(weight), *_sizes(x, len(weight))
         to_tile, kept = _transforms()[2], []
         for part, into in zip(x.split(some), out.split(some), strict=True):
             patches = _patches(part)
@@ -109,7 +108,7 @@ class _Winograd(torch.autograd.Function):
         """The steps of `forward`, transposed."""
         weight, *kept = ctx.saved_tensors
         of_x = _like(gradient, weight.shape[1])
-        kernel, some, keep = _transformed(weight), *_sizes(of_x, gradient)
+        kernel, some, keep = _transformed(weight), *_sizes(of_x, len(weight))
         to_tile, of_kernel = _transforms()[2], None
         for part, of_out, into in zip(kept, gradient.split(some), of_x.split(some), strict=True):
             product = (to_tile.mT @ _tiles(of_out).reshape(_TILE**2, -1)).view(_PATCH**2, -1, len(weight))
@@ -125,9 +124,10 @@ class _Winograd(torch.autograd.Function):
         )
 
 
-def _sizes(x: Tensor, out: Tensor) -> tuple[int, bool]:
+def _sizes(x: Tensor, outputs: int) -> tuple[int, bool]:
     """How many samples are transformed at once, and whether they stay so for the backward pass."""
-    sample = _sample(x.shape[2], x.shape[3], x.shape[1] + out.shape[1])
+    _, inputs, height, width = x.shape
+    sample = _sample(height, width, inputs + outputs)
     return max(1, _AT_ONCE // sample), sample <= _KEPT
 
 
