@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from uldm_cli import __version__, console
+from uldm_cli import __version__, allocator, console
 from uldm_cli.errors import UldmError
 
 _INTERRUPTED = 130
@@ -13,6 +13,8 @@ _INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 1 failure, 2 wrong input, 3 broken plugin, 130 interrupted."""
+    if argv is None:  # it is this process that was called
+        allocator.begin_anew(sys.argv[1:])
     args = sys.argv[1:] if argv is None else list(argv)
     try:
         code = _run(args)

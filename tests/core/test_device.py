@@ -1,9 +1,5 @@
 """Names of devices and precisions."""
 
-import platform
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -59,26 +55,3 @@ def test_auto_on_a_cpu(amx: bool, expected: torch.dtype, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     assert pick_dtype("auto", CPU) == expected
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
-def test_freed_memory_is_kept() -> None:
-    """In a process of its own: 64 MiB that are freed and asked for again are the pages that were there."""
-    code = """
-import resource, torch
-from uldm_cli.core.device import keep_freed_memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(4):
-        torch.ones(2**24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-given_back = faults()
-keep_freed_memory()
-for _ in range(3):
-    faults()
-print(faults() / given_back)
-"""
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(ran.stdout) < 0.1

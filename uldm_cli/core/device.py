@@ -1,8 +1,5 @@
 """Where and in what precision to compute."""
 
-import ctypes
-import sys
-
 import torch
 
 from uldm_cli.errors import UsageError
@@ -52,18 +49,3 @@ def _is_faster_in_bfloat16(device: torch.device) -> bool:
     # A CPU without AMX takes longer than in float32, with AVX-512's instructions for bfloat16 as well.
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)  # not public: should it go, the answer is no
     return device.type == "cpu" and bool(has_amx())
-
-
-def keep_freed_memory() -> None:
-    """Lets this process keep the memory of freed tensors, where glibc would give it back and ask for it in every step.
-
-    On a CPU that is 5 to 10 % of the time of a training step, and memory is used again instead of new: its peak stays.
-    Elsewhere than in glibc nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 2**30)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h

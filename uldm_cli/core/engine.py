@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin, broadc
 from torch import Tensor, nn
 
 from uldm_cli.core import collectives, sharding
-from uldm_cli.core.device import keep_freed_memory, pick_device, pick_dtype
+from uldm_cli.core.device import pick_device, pick_dtype
 from uldm_cli.errors import UldmError, UsageError
 
 _LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -59,8 +59,6 @@ class Engine:
                 hint = f"Name {picked.type}: every process takes one of its own"
                 raise UsageError(f"--device {device} is a single one, and there are {launched} processes", hint)
             torch.accelerator.set_device_index(picked.index)
-        if picked.type == "cpu":
-            keep_freed_memory()
         # Without cpu=True accelerate would start lone processes on a CPU, each with a run of its own.
         self._accelerator = Accelerator(
             cpu=picked.type == "cpu",
