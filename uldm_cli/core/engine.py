@@ -121,7 +121,11 @@ class Engine:
         """
         if self.scaler is not None:
             self.scaler.unscale_(_plain(optimizer))
-        return sharding.whole(torch.nn.utils.clip_grad_norm_(parameters, norm))
+        total = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+        found = sharding.whole(total)
+        if not found <= norm:  # else every gradient would be multiplied by one
+            torch.nn.utils.clip_grads_with_norm_(parameters, norm, total)
+        return found
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer's step. When all have stepped or none, `scaled` ends it."""

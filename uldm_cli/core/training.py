@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +138,7 @@ class Trainer:
         engine.shard(averaged)
         self._trained = {phase: task.trained(phase) for phase in task.phases}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            phase: torch.optim.AdamW(parameters, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, fused=True)
+            phase: _AdamW(parameters, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, fused=True)
             for phase, parameters in self._trained.items()
         }
         self._prepared = {
@@ -276,6 +276,23 @@ class _Phase(nn.Module):
     def forward(self, image: Tensor, number: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         task, phase = self._run
         return task(phase, image, number)
+
+
+class _AdamW(torch.optim.AdamW):
+    """PyTorch's. On a CPU its fused kernel copies what has the channels last, so that is shown as it lies in memory."""
+
+    def _init_group(self, group: dict[str, Any], *lists: Any) -> Any:
+        """Fills lists of parameters, gradients and moments."""
+        answer = super()._init_group(group, *lists)
+        for tensors in lists:
+            if isinstance(tensors, list):
+                tensors[:] = map(_as_it_lies, tensors)
+        return answer
+
+
+def _as_it_lies(tensor: Tensor) -> Tensor:
+    last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.permute(0, 2, 3, 1) if last and tensor.device.type == "cpu" else tensor
 
 
 class RunningNorm:
