@@ -9,12 +9,13 @@ usage: python benchmarks/training.py [--case NAME]... [--precision fp32|bf16]...
     cache     the denoiser of fruits64, 16 a batch, from images of 64x64 that the published VQ-f4 encodes in every step,
               or from cached latents
 
-Each trainer has a process of its own, which sleeps while it is not its turn; a turn is a few steps. A ratio is that
-of median images/s: ours over the faster peer's, in the same precision, and ours in bfloat16 over the faster peer's in
-float32. Memory is the most that its process has held. diffusers' network is the same as ours; the other's is as large
-within 2 % (parameters, operations of a step), and has linear attention at the upper level. Everything but reading
-files is part of a step: noise, loss, gradient, its clipping, AdamW, the moving average. On a machine that does other
-things, threads wait for each other most of the time: take `--threads 1 --busy` there.
+Each trainer has a process of its own, which sleeps while it is not its turn; a turn is a few steps. Ours has the
+allocator's settings with which `uldm GROUP train` begins itself anew. A ratio is that of median images/s: ours over
+the faster peer's, in the same precision, and ours in bfloat16 over the faster peer's in float32. Memory is the most
+that its process has held. diffusers' network is the same as ours; the other's is as large within 2 % (parameters,
+operations of a step), and has linear attention at the upper level. Everything but reading files is part of a step:
+noise, loss, gradient, its clipping, AdamW, the moving average. On a machine that does other things, threads wait for
+each other most of the time: take `--threads 1 --busy` there.
 
 `--resuming` measures instead what `uldm vqvae train` does, on a folder of pictures: seconds from its start to the
 first step's line of metrics, of a new run and of one that goes on in the middle of an epoch.
@@ -103,7 +104,7 @@ def begin(case: str, name: str, precision: str, threads: int, busy: bool) -> Con
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, case, name, precision, threads, busy), daemon=True)
-    if name in OURS:  # `uldm GROUP train` begins itself anew with these
+    if name in OURS:
         os.environ[allocator.VARIABLE] = allocator.SETTINGS
     process.start()
     os.environ.pop(allocator.VARIABLE, None)

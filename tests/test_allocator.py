@@ -60,8 +60,8 @@ def test_nothing_else_does(args: tuple[str, ...]) -> None:
     assert begun(*args) == ["None", *args]
 
 
-def test_settings_of_the_users_own_stay() -> None:
-    own = "glibc.malloc.arena_max=2"
+@pytest.mark.parametrize("own", ["glibc.malloc.arena_max=2", ""])
+def test_settings_of_the_users_own_stay(own: str) -> None:
     assert begun("ldm", "train", environment=UNTOLD | {VARIABLE: own}) == [own, "ldm", "train"]
 
 

