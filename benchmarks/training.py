@@ -41,6 +41,7 @@ from uldm_cli import allocator, console
 from uldm_cli.errors import UldmError
 
 OURS = ("uldm", "encoding", "cached")
+"""The trainers that begin as our commands do."""
 FP32, BF16 = 1.3, 2.0
 """Aims: images/s over those of the faster peer in float32, of ours in float32 and in bfloat16."""
 CACHED = 3.0
