@@ -1,4 +1,4 @@
-"""glibc's allocator, told how tensors come and go: on a CPU a training step then takes up to a fifth less time.
+"""glibc's allocator, told how tensors come and go: on a CPU a training step then takes less time and memory.
 
 It reads its settings once, when a process starts, so a process that wants others begins anew.
 """
@@ -31,7 +31,7 @@ def begin_anew(args: Sequence[str]) -> None:
     """Replaces this process by one with `SETTINGS`, if it is going to train on a CPU with glibc and has no others.
 
     Args:
-        args: of `uldm`. Of what they name, `uldm GROUP train` trains.
+        args: those of `uldm`; what trains is `uldm GROUP train`.
     """
     trains = args[1:2] == ["train"] and not {"--help", "--dry-run"} & set(args)
     if not trains or sys.platform != "linux" or VARIABLE in os.environ or any(map(os.path.exists, _ACCELERATORS)):
