@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _TILE, _PATCH, _TAPS = 4, 6, 3
@@ -94,11 +95,11 @@ class _Winograd(torch.autograd.Function):
         for part, into in zip(x.split(some), out.split(some), strict=True):
             patches = _patches(part)
             kept.append(patches if keep else part)
-            product = torch.bmm(patches, kernel.mT)
+            product = torch.bmm(patches.transpose(0, 1), kernel.mT)
             if bias is not None:
                 product[_CONSTANT].add_(bias)
             tiles = _tiles(into)
-            tiles.copy_((to_tile @ product.view(_PATCH**2, -1)).view(tiles.shape))
+            tiles.copy_(_each(to_tile, product.transpose(0, 1)).view(tiles.shape))
         ctx.save_for_backward(weight, *kept)
         return out
 
@@ -109,18 +110,22 @@ class _Winograd(torch.autograd.Function):
         weight, *kept = ctx.saved_tensors
         of_x = _like(gradient, weight.shape[1])
         kernel, some, keep = _transformed(weight), *_sizes(of_x, len(weight))
-        to_tile, of_kernel = _transforms()[2], None
+        to_tile, of_kernel, of_bias = _transforms()[2], None, None
         for part, of_out, into in zip(kept, gradient.split(some), of_x.split(some), strict=True):
-            product = (to_tile.mT @ _tiles(of_out).reshape(_TILE**2, -1)).view(_PATCH**2, -1, len(weight))
+            product = _each(to_tile.mT, _tiles(of_out).reshape(-1, _TILE**2, len(weight))).transpose(0, 1)
             if ctx.needs_input_grad[0]:
                 _add_patches(torch.bmm(product, kernel), into)
             if ctx.needs_input_grad[1]:
-                of_part = torch.bmm(product.mT, part if keep else _patches(part))
+                patches = part if keep else _patches(part)
+                of_part = torch.bmm(product.mT, patches.transpose(0, 1))
                 of_kernel = of_part if of_kernel is None else of_kernel.add_(of_part)
+            if ctx.needs_input_grad[2]:
+                of_tiles = product[_CONSTANT].sum(0)
+                of_bias = of_tiles if of_bias is None else of_bias.add_(of_tiles)
         return (
             of_x if ctx.needs_input_grad[0] else None,
             None if of_kernel is None else _transposed(of_kernel),
-            gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None,
+            of_bias,
         )
 
 
@@ -141,39 +146,46 @@ def _like(x: Tensor, channels: int) -> Tensor:
     return torch.empty(len(x), channels, *x.shape[2:], dtype=x.dtype, memory_format=torch.channels_last)
 
 
+def _each(transform: Tensor, x: Tensor) -> Tensor:
+    """A transform `[P, Q]` of every tile's positions: `[tiles, Q, C]` to `[tiles, P, C]`.
+
+    One product with all tiles beside each other takes longer, for together they do not fit into the cache.
+    """
+    return torch.bmm(transform.expand(len(x), -1, -1), x)
+
+
 def _tiles(x: Tensor) -> Tensor:
-    """`[N, C, H, W]` as `[4, 4, N, H / 4, W / 4, C]`, the same memory."""
+    """`[N, C, H, W]` as `[N, H / 4, W / 4, 4, 4, C]`, the same memory."""
     N, C, H, W = x.shape
-    tiles = x.permute(0, 2, 3, 1).view(N, H // _TILE, _TILE, W // _TILE, _TILE, C)
-    return tiles.permute(2, 4, 0, 1, 3, 5)
+    return x.permute(0, 2, 3, 1).view(N, H // _TILE, _TILE, W // _TILE, _TILE, C).transpose(2, 3)
 
 
 def _patches(x: Tensor) -> Tensor:
-    """The transformed patches of an input with zeros round it: `[N, C, H, W]` to `[36, tiles, C]`.
+    """The transformed patches of an input with zeros round it: `[N, C, H, W]` to `[tiles, 36, C]`.
 
-    A patch is a tile with the nearest line of each neighbour: those beside it, then those above and below it.
+    A patch is a tile with the nearest line of each neighbour.
     """
-    tiles = _tiles(x)
-    patches = x.new_empty(_PATCH, _PATCH, *tiles.shape[2:])
-    inner = patches[1:-1]
-    inner[:, 1:-1] = tiles
-    inner[:, 0, :, :, 1:], inner[:, -1, :, :, :-1] = inner[:, -2, :, :, :-1], inner[:, 1, :, :, 1:]
-    inner[:, 0, :, :, 0] = inner[:, -1, :, :, -1] = 0
-    patches[0, :, :, 1:], patches[-1, :, :, :-1] = patches[-2, :, :, :-1], patches[1, :, :, 1:]
-    patches[0, :, :, 0] = patches[-1, :, :, -1] = 0
-    return (_transforms()[0] @ patches.view(_PATCH**2, -1)).view(_PATCH**2, -1, x.shape[1])
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    patches = padded.unfold(1, _PATCH, _TILE).unfold(2, _PATCH, _TILE).permute(0, 1, 2, 4, 5, 3)
+    return _each(_transforms()[0], patches.reshape(-1, _PATCH**2, x.shape[1]))
 
 
 def _add_patches(transformed: Tensor, into: Tensor) -> None:
-    """`_patches`, transposed: every position of the input's gradient is the sum over the patches that saw it."""
+    """`_patches`, transposed: every position of the input's gradient is the sum over the patches that saw it.
+
+    Args:
+        transformed: `[36, tiles, C]`.
+        into: `[N, C, H, W]`, which is written over.
+    """
     tiles = _tiles(into)
-    patches = (_transforms()[0].mT @ transformed.view(_PATCH**2, -1)).view(_PATCH, _PATCH, *tiles.shape[2:])
-    inner = patches[1:-1]
-    patches[-2, :, :, :-1].add_(patches[0, :, :, 1:])
-    patches[1, :, :, 1:].add_(patches[-1, :, :, :-1])
-    inner[:, -2, :, :, :-1].add_(inner[:, 0, :, :, 1:])
-    inner[:, 1, :, :, 1:].add_(inner[:, -1, :, :, :-1])
-    tiles.copy_(inner[:, 1:-1])
+    patches = _each(_transforms()[0].mT, transformed.transpose(0, 1))
+    patches = patches.view(*tiles.shape[:3], _PATCH, _PATCH, into.shape[1])
+    inner = patches[:, :, :, 1:-1]
+    patches[:, :-1, :, -2].add_(patches[:, 1:, :, 0])
+    patches[:, 1:, :, 1].add_(patches[:, :-1, :, -1])
+    inner[:, :, :-1, :, -2].add_(inner[:, :, 1:, :, 0])
+    inner[:, :, 1:, :, 1].add_(inner[:, :, :-1, :, -1])
+    tiles.copy_(inner[..., 1:-1, :])
 
 
 def _transformed(weight: Tensor) -> Tensor:
