@@ -79,6 +79,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _transforms() -> tuple[Tensor, Tensor, Tensor]:
     """Of patches `[36, 36]`, of kernels `[36, 9]`, and to tiles `[16, 36]`: of squares, whose lines follow each other.
 
+    They are multiplied with one tile after the other: all tiles beside each other would not fit into the cache.
+
     Made when they are first needed, for modules may be imported where tensors that are made have no memory.
     """
     lines = (torch.tensor(x, dtype=torch.float64, device="cpu") for x in (_OF_PATCH, _OF_KERNEL, _TO_TILE))
@@ -99,7 +101,7 @@ class _Winograd(torch.autograd.Function):
             if bias is not None:
                 product[_CONSTANT].add_(bias)
             tiles = _tiles(into)
-            tiles.copy_(_each(to_tile, product.transpose(0, 1)).view(tiles.shape))
+            tiles.copy_((to_tile @ product.transpose(0, 1)).view(tiles.shape))
         ctx.save_for_backward(weight, *kept)
         return out
 
@@ -112,7 +114,7 @@ class _Winograd(torch.autograd.Function):
         kernel, some, keep = _transformed(weight), *_sizes(of_x, len(weight))
         to_tile, of_kernel, of_bias = _transforms()[2], None, None
         for part, of_out, into in zip(kept, gradient.split(some), of_x.split(some), strict=True):
-            product = _each(to_tile.mT, _tiles(of_out).reshape(-1, _TILE**2, len(weight))).transpose(0, 1)
+            product = (to_tile.mT @ _tiles(of_out).reshape(-1, _TILE**2, len(weight))).transpose(0, 1)
             if ctx.needs_input_grad[0]:
                 _add_patches(torch.bmm(product, kernel), into)
             if ctx.needs_input_grad[1]:
@@ -146,14 +148,6 @@ def _like(x: Tensor, channels: int) -> Tensor:
     return torch.empty(len(x), channels, *x.shape[2:], dtype=x.dtype, memory_format=torch.channels_last)
 
 
-def _each(transform: Tensor, x: Tensor) -> Tensor:
-    """A transform `[P, Q]` of every tile's positions: `[tiles, Q, C]` to `[tiles, P, C]`.
-
-    One product with all tiles beside each other takes longer, for together they do not fit into the cache.
-    """
-    return torch.bmm(transform.expand(len(x), -1, -1), x)
-
-
 def _tiles(x: Tensor) -> Tensor:
     """`[N, C, H, W]` as `[N, H / 4, W / 4, 4, 4, C]`, the same memory."""
     N, C, H, W = x.shape
@@ -167,7 +161,7 @@ def _patches(x: Tensor) -> Tensor:
     """
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     patches = padded.unfold(1, _PATCH, _TILE).unfold(2, _PATCH, _TILE).permute(0, 1, 2, 4, 5, 3)
-    return _each(_transforms()[0], patches.reshape(-1, _PATCH**2, x.shape[1]))
+    return _transforms()[0] @ patches.reshape(-1, _PATCH**2, x.shape[1])
 
 
 def _add_patches(transformed: Tensor, into: Tensor) -> None:
@@ -178,7 +172,7 @@ def _add_patches(transformed: Tensor, into: Tensor) -> None:
         into: `[N, C, H, W]`, which is written over.
     """
     tiles = _tiles(into)
-    patches = _each(_transforms()[0].mT, transformed.transpose(0, 1))
+    patches = _transforms()[0].mT @ transformed.transpose(0, 1)
     patches = patches.view(*tiles.shape[:3], _PATCH, _PATCH, into.shape[1])
     inner = patches[:, :, :, 1:-1]
     patches[:, :-1, :, -2].add_(patches[:, 1:, :, 0])
