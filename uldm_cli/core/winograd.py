@@ -4,8 +4,8 @@ oneDNN's convolutions run at the peak of a CPU, but multiply directly. Training 
 mean its errors are about ten times those of a direct convolution; the largest are below 1e-4 of the output's deviation.
 """
 
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ def suits(conv: nn.Conv2d, samples: int, inputs: int, height: int, width: int) -
 def kept_more(conv: nn.Conv2d, x: Tensor) -> int:
     """Bytes by which a sample of an input `[N, C, H, W]` grows when it is kept for the backward pass."""
     _, inputs, height, width = x.shape
-    return _sizes(x, conv.out_channels)[1] * (_sample(height, width, inputs) - x.element_size() * x[0].numel())
+    return _sizes(x, inputs + conv.out_channels)[1] * (_sample(height, width, inputs) - x.element_size() * x[0].numel())
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -91,32 +91,32 @@ def _transforms() -> tuple[Tensor, Tensor, Tensor]:
 class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        out = _like(x, len(weight))
-        kernel, some, keep = _transformed(weight), *_sizes(x, len(weight))
-        to_tile, kept = _transforms()[2], []
-        for part, into in zip(x.split(some), out.split(some), strict=True):
+        kernel, (some, keep) = _transformed(weight), _sizes(x, sum(weight.shape[:2]))
+        kept, of_parts = [], []
+        for part in x.split(some):
             patches = _patches(part)
             kept.append(patches if keep else part)
             product = torch.bmm(patches.transpose(0, 1), kernel.mT)
             if bias is not None:
                 product[_CONSTANT].add_(bias)
-            tiles = _tiles(into)
-            tiles.copy_((to_tile @ product.transpose(0, 1)).view(tiles.shape))
+            tiles = _transforms()[2] @ product.transpose(0, 1)
+            of_parts.append(tiles.view(-1, len(weight)).index_select(0, _places(part).in_tiles))
         ctx.save_for_backward(weight, *kept)
-        return out
+        return _images(of_parts, x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The steps of `forward`, transposed."""
         weight, *kept = ctx.saved_tensors
-        of_x = _like(gradient, weight.shape[1])
-        kernel, some, keep = _transformed(weight), *_sizes(of_x, len(weight))
-        to_tile, of_kernel, of_bias = _transforms()[2], None, None
-        for part, of_out, into in zip(kept, gradient.split(some), of_x.split(some), strict=True):
-            product = (to_tile.mT @ _tiles(of_out).reshape(-1, _TILE**2, len(weight))).transpose(0, 1)
+        kernel, (some, keep) = _transformed(weight), _sizes(gradient, sum(weight.shape[:2]))
+        of_parts, of_kernel, of_bias = [], None, None
+        for part, of_out in zip(kept, gradient.split(some), strict=True):
+            places = _places(of_out)
+            tiles = _rows(of_out).index_select(0, places.of_tiles).view(-1, _TILE**2, len(weight))
+            product = (_transforms()[2].mT @ tiles).transpose(0, 1)
             if ctx.needs_input_grad[0]:
-                _add_patches(torch.bmm(product, kernel), into)
+                of_parts.append(_add_patches(torch.bmm(product, kernel), places))
             if ctx.needs_input_grad[1]:
                 patches = part if keep else _patches(part)
                 of_part = torch.bmm(product.mT, patches.transpose(0, 1))
@@ -125,16 +125,21 @@ class _Winograd(torch.autograd.Function):
                 of_tiles = product[_CONSTANT].sum(0)
                 of_bias = of_tiles if of_bias is None else of_bias.add_(of_tiles)
         return (
-            of_x if ctx.needs_input_grad[0] else None,
+            _images(of_parts, gradient) if of_parts else None,
             None if of_kernel is None else _transposed(of_kernel),
             of_bias,
         )
 
 
-def _sizes(x: Tensor, outputs: int) -> tuple[int, bool]:
-    """How many samples are transformed at once, and whether they stay so for the backward pass."""
-    _, inputs, height, width = x.shape
-    sample = _sample(height, width, inputs + outputs)
+def _sizes(x: Tensor, channels: int) -> tuple[int, bool]:
+    """How many samples are transformed at once, and whether they stay so for the backward pass.
+
+    Args:
+        x: the input or the output, `[N, C, H, W]`.
+        channels: of both.
+    """
+    height, width = x.shape[2:]
+    sample = _sample(height, width, channels)
     return max(1, _AT_ONCE // sample), sample <= _KEPT
 
 
@@ -143,15 +148,58 @@ def _sample(height: int, width: int, channels: int) -> int:
     return torch.float32.itemsize * _PATCH**2 * (height // _TILE) * (width // _TILE) * channels
 
 
-def _like(x: Tensor, channels: int) -> Tensor:
-    """Room for so many channels of the same samples and size, channels last in memory."""
-    return torch.empty(len(x), channels, *x.shape[2:], dtype=x.dtype, memory_format=torch.channels_last)
+class _Places(NamedTuple):
+    """Which rows, each with the channels of a place, make up others.
+
+    There are rows of pixels `[N * H * W, C]`, of tiles `[tiles * 16, C]` and of patches `[tiles * 36, C]`. What is
+    summed is the rows one sum after the other, and where each begins, as `embedding_bag` takes them.
+    """
+
+    of_patches: tuple[Tensor, Tensor]
+    """The pixel, or none outside of the image."""
+    in_patches: tuple[Tensor, Tensor]
+    """`of_patches`, transposed: all places at which patches have a pixel."""
+    of_tiles: Tensor
+    in_tiles: Tensor
+    """`of_tiles`, inverted."""
 
 
-def _tiles(x: Tensor) -> Tensor:
-    """`[N, C, H, W]` as `[N, H / 4, W / 4, 4, 4, C]`, the same memory."""
-    N, C, H, W = x.shape
-    return x.permute(0, 2, 3, 1).view(N, H // _TILE, _TILE, W // _TILE, _TILE, C).transpose(2, 3)
+def _places(x: Tensor) -> _Places:
+    """Of inputs or outputs like `[N, C, H, W]`."""
+    return _places_of(len(x), *x.shape[2:])
+
+
+@lru_cache(maxsize=64)
+def _places_of(samples: int, height: int, width: int) -> _Places:
+    """Made once for a size: less than 80 bytes for a pixel, where transformed it has more than 500."""
+    down, across = height // _TILE, width // _TILE
+    with torch.device("cpu"):
+        ranges = (torch.arange(length) for length in (samples, down, across, _PATCH, _PATCH))
+        pixels = torch.arange(samples * height * width)
+    n, i, j, row, column = torch.meshgrid(*ranges, indexing="ij")
+    y, x = i * _TILE + row - 1, j * _TILE + column - 1  # a patch begins a line before its tile
+    inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width)).flatten()
+    seen = ((n * height + y) * width + x).flatten()[inside]
+    [seeing] = inside.nonzero(as_tuple=True)
+    counts, times = inside.long(), seen.bincount()
+    of_tiles = pixels.view(samples, down, _TILE, across, _TILE).transpose(2, 3).flatten()
+    return _Places(
+        (seen, counts.cumsum(0) - counts),
+        (seeing[seen.argsort(stable=True)], times.cumsum(0) - times),
+        of_tiles,
+        of_tiles.argsort(),
+    )
+
+
+def _rows(x: Tensor) -> Tensor:
+    """`[N, C, H, W]` as `[N * H * W, C]`: the same memory, if the channels are last there."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _images(of_parts: list[Tensor], like: Tensor) -> Tensor:
+    """Rows of pixels of some samples after those of others, as `[N, C, H, W]`, channels last in memory."""
+    rows = of_parts[0] if len(of_parts) == 1 else torch.cat(of_parts)
+    return rows.view(len(like), *like.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 def _patches(x: Tensor) -> Tensor:
@@ -159,27 +207,21 @@ def _patches(x: Tensor) -> Tensor:
 
     A patch is a tile with the nearest line of each neighbour.
     """
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    patches = padded.unfold(1, _PATCH, _TILE).unfold(2, _PATCH, _TILE).permute(0, 1, 2, 4, 5, 3)
-    return _transforms()[0] @ patches.reshape(-1, _PATCH**2, x.shape[1])
+    pixels, starts = _places(x).of_patches
+    patches = F.embedding_bag(pixels, _rows(x), starts, mode="sum")
+    return _transforms()[0] @ patches.view(-1, _PATCH**2, x.shape[1])
 
 
-def _add_patches(transformed: Tensor, into: Tensor) -> None:
-    """`_patches`, transposed: every position of the input's gradient is the sum over the patches that saw it.
+def _add_patches(transformed: Tensor, places: _Places) -> Tensor:
+    """`_patches`, transposed: each pixel's gradient is the sum over the patches that saw it, `[N * H * W, C]`.
 
     Args:
         transformed: `[36, tiles, C]`.
-        into: `[N, C, H, W]`, which is written over.
+        places: of the samples.
     """
-    tiles = _tiles(into)
+    seeing, starts = places.in_patches
     patches = _transforms()[0].mT @ transformed.transpose(0, 1)
-    patches = patches.view(*tiles.shape[:3], _PATCH, _PATCH, into.shape[1])
-    inner = patches[:, :, :, 1:-1]
-    patches[:, :-1, :, -2].add_(patches[:, 1:, :, 0])
-    patches[:, 1:, :, 1].add_(patches[:, :-1, :, -1])
-    inner[:, :, :-1, :, -2].add_(inner[:, :, 1:, :, 0])
-    inner[:, :, 1:, :, 1].add_(inner[:, :, :-1, :, -1])
-    tiles.copy_(inner[..., 1:-1, :])
+    return F.embedding_bag(seeing, patches.view(-1, transformed.shape[2]), starts, mode="sum")
 
 
 def _transformed(weight: Tensor) -> Tensor:
