@@ -79,8 +79,6 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _transforms() -> tuple[Tensor, Tensor, Tensor]:
     """Of patches `[36, 36]`, of kernels `[36, 9]`, and to tiles `[16, 36]`: of squares, whose lines follow each other.
 
-    They are multiplied with one tile after the other: all tiles beside each other would not fit into the cache.
-
     Made when they are first needed, for modules may be imported where tensors that are made have no memory.
     """
     lines = (torch.tensor(x, dtype=torch.float64, device="cpu") for x in (_OF_PATCH, _OF_KERNEL, _TO_TILE))
@@ -99,7 +97,7 @@ class _Winograd(torch.autograd.Function):
             product = torch.bmm(patches.transpose(0, 1), kernel.mT)
             if bias is not None:
                 product[_CONSTANT].add_(bias)
-            tiles = _transforms()[2] @ product.transpose(0, 1)
+            tiles = _transforms()[2] @ product.flatten(1)
             of_parts.append(tiles.view(-1, len(weight)).index_select(0, _places(part).in_tiles))
         ctx.save_for_backward(weight, *kept)
         return _images(of_parts, x)
@@ -113,10 +111,10 @@ class _Winograd(torch.autograd.Function):
         of_parts, of_kernel, of_bias = [], None, None
         for part, of_out in zip(kept, gradient.split(some), strict=True):
             places = _places(of_out)
-            tiles = _rows(of_out).index_select(0, places.of_tiles).view(-1, _TILE**2, len(weight))
-            product = (_transforms()[2].mT @ tiles).transpose(0, 1)
+            tiles = _rows(of_out).index_select(0, places.of_tiles).view(_TILE**2, -1)
+            product = (_transforms()[2].mT @ tiles).view(_PATCH**2, -1, len(weight))
             if ctx.needs_input_grad[0]:
-                of_parts.append(_add_patches(torch.bmm(product, kernel), places))
+                of_parts.append(_add_patches(torch.bmm(product, kernel), len(of_out), places))
             if ctx.needs_input_grad[1]:
                 patches = part if keep else _patches(part)
                 of_part = torch.bmm(product.mT, patches.transpose(0, 1))
@@ -148,20 +146,27 @@ def _sample(height: int, width: int, channels: int) -> int:
     return torch.float32.itemsize * _PATCH**2 * (height // _TILE) * (width // _TILE) * channels
 
 
-class _Places(NamedTuple):
-    """Which rows, each with the channels of a place, make up others.
+_Sums = tuple[Tensor, Tensor]
+"""Which rows are added up, one sum after the other, and where among them each begins: as `embedding_bag` takes them."""
 
-    There are rows of pixels `[N * H * W, C]`, of tiles `[tiles * 16, C]` and of patches `[tiles * 36, C]`. What is
-    summed is the rows one sum after the other, and where each begins, as `embedding_bag` takes them.
+
+class _Places(NamedTuple):
+    """Which rows, each with the channels of a place, others are made of.
+
+    There are rows of pixels, `[N * H * W, C]`, of patches and of tiles. What is multiplied with a matrix has the order
+    in which that is fastest: patches that are made go one after the other, and so do their positions. Patches that are
+    added up go sample after sample, and in a sample position after position. Tiles have the first position of all of
+    them, then the second.
     """
 
-    of_patches: tuple[Tensor, Tensor]
+    of_patches: _Sums
     """The pixel, or none outside of the image."""
-    in_patches: tuple[Tensor, Tensor]
-    """`of_patches`, transposed: all places at which patches have a pixel."""
+    in_patches: _Sums
+    """`of_patches`, transposed: all places at which patches have the pixel."""
     of_tiles: Tensor
+    """The pixel."""
     in_tiles: Tensor
-    """`of_tiles`, inverted."""
+    """The place at which a tile has the pixel."""
 
 
 def _places(x: Tensor) -> _Places:
@@ -172,23 +177,31 @@ def _places(x: Tensor) -> _Places:
 @lru_cache(maxsize=64)
 def _places_of(samples: int, height: int, width: int) -> _Places:
     """Made once for a size: less than 80 bytes for a pixel, where transformed it has more than 500."""
-    down, across = height // _TILE, width // _TILE
-    with torch.device("cpu"):
-        ranges = (torch.arange(length) for length in (samples, down, across, _PATCH, _PATCH))
-        pixels = torch.arange(samples * height * width)
-    n, i, j, row, column = torch.meshgrid(*ranges, indexing="ij")
+    lengths = (samples, height // _TILE, width // _TILE, _PATCH, _PATCH)
+    n, i, j, row, column = torch.meshgrid(*(torch.arange(length, device="cpu") for length in lengths), indexing="ij")
     y, x = i * _TILE + row - 1, j * _TILE + column - 1  # a patch begins a line before its tile
-    inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width)).flatten()
-    seen = ((n * height + y) * width + x).flatten()[inside]
-    [seeing] = inside.nonzero(as_tuple=True)
-    counts, times = inside.long(), seen.bincount()
-    of_tiles = pixels.view(samples, down, _TILE, across, _TILE).transpose(2, 3).flatten()
-    return _Places(
-        (seen, counts.cumsum(0) - counts),
-        (seeing[seen.argsort(stable=True)], times.cumsum(0) - times),
-        of_tiles,
-        of_tiles.argsort(),
-    )
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    pixels = torch.where(inside, (n * height + y) * width + x, -1)
+    tiles = pixels[..., 1:-1, 1:-1].permute(3, 4, 0, 1, 2).flatten()
+    return _Places(_chosen(pixels.flatten()), _given(pixels.permute(0, 3, 4, 1, 2).flatten()), tiles, tiles.argsort())
+
+
+def _chosen(rows: Tensor) -> _Sums:
+    """Sums of one of these rows each, or of nothing where it is -1."""
+    there = (rows >= 0).long()
+    return rows[rows >= 0], there.cumsum(0) - there
+
+
+def _given(rows: Tensor) -> _Sums:
+    """`_chosen`, transposed: where a row has been chosen, all places to which it was given."""
+    [places] = (rows >= 0).nonzero(as_tuple=True)
+    times = rows[places].bincount()
+    return places[rows[places].argsort(stable=True)], times.cumsum(0) - times
+
+
+def _summed(rows: Tensor, sums: _Sums) -> Tensor:
+    """Sums of rows `[rows, C]`: `[sums, C]`."""
+    return F.embedding_bag(sums[0], rows, sums[1], mode="sum")
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -207,21 +220,14 @@ def _patches(x: Tensor) -> Tensor:
 
     A patch is a tile with the nearest line of each neighbour.
     """
-    pixels, starts = _places(x).of_patches
-    patches = F.embedding_bag(pixels, _rows(x), starts, mode="sum")
+    patches = _summed(_rows(x), _places(x).of_patches)
     return _transforms()[0] @ patches.view(-1, _PATCH**2, x.shape[1])
 
 
-def _add_patches(transformed: Tensor, places: _Places) -> Tensor:
-    """`_patches`, transposed: each pixel's gradient is the sum over the patches that saw it, `[N * H * W, C]`.
-
-    Args:
-        transformed: `[36, tiles, C]`.
-        places: of the samples.
-    """
-    seeing, starts = places.in_patches
-    patches = _transforms()[0].mT @ transformed.transpose(0, 1)
-    return F.embedding_bag(seeing, patches.view(-1, transformed.shape[2]), starts, mode="sum")
+def _add_patches(transformed: Tensor, samples: int, places: _Places) -> Tensor:
+    """`_patches`, transposed: `[36, tiles, C]` to `[N * H * W, C]`, where a pixel is the sum over its patches."""
+    patches = _transforms()[0].mT @ transformed.view(_PATCH**2, samples, -1).transpose(0, 1)
+    return _summed(patches.view(-1, transformed.shape[2]), places.in_patches)
 
 
 def _transformed(weight: Tensor) -> Tensor:
