@@ -80,6 +80,14 @@ def test_weights_that_are_not_trained() -> None:
     assert agree([found], [expected])
 
 
+def test_what_comes_out_can_be_changed_in_place() -> None:
+    """As what PyTorch's own convolution makes."""
+    layer, x, upstream = trained((8, 64, 64, 8, 8))
+    expected = torch.autograd.grad(layer(x).add(1).mul(2), x, upstream)
+    found = torch.autograd.grad(layer(x).add_(1).mul_(2), x, upstream)
+    assert torch.equal(*expected, *found)
+
+
 def test_there_is_no_second_gradient() -> None:
     layer, x, upstream = trained((2, 64, 64, 16, 16))
     [first] = torch.autograd.grad(layer(x), x, upstream.requires_grad_(), create_graph=True)

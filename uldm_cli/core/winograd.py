@@ -90,17 +90,19 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         kernel, (some, keep) = _transformed(weight), _sizes(x, sum(weight.shape[:2]))
-        kept, of_parts = [], []
-        for part in x.split(some):
+        # Written into, for a view of rows could not be changed in place.
+        out = torch.empty(len(x), len(weight), *x.shape[2:], dtype=x.dtype, memory_format=torch.channels_last)
+        kept = []
+        for part, into in zip(x.split(some), out.split(some), strict=True):
             patches = _patches(part)
             kept.append(patches if keep else part)
             product = torch.bmm(patches.transpose(0, 1), kernel.mT)
             if bias is not None:
                 product[_CONSTANT].add_(bias)
             tiles = _transforms()[2] @ product.flatten(1)
-            of_parts.append(tiles.view(-1, len(weight)).index_select(0, _places(part).in_tiles))
+            torch.index_select(tiles.view(-1, len(weight)), 0, _places(part).in_tiles, out=_rows(into))
         ctx.save_for_backward(weight, *kept)
-        return _images(of_parts, x)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
