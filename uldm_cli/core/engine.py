@@ -96,13 +96,16 @@ class Engine:
             sharding.shard(module, self.device, self.world)
             self._shards = module
 
-    def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """A module and its optimizer, wrapped for this device, precision and number of processes."""
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """A module, wrapped for this device, precision and number of processes.
+
+        Its optimizer is not: what accelerate makes of one steps as that does, and looks up packages in every step.
+        """
         if self.sharded:  # accelerate would do it once more
             module.forward = self._accelerator.autocast()(module.forward)
-            return module, optimizer
-        wrapped, stepper = self._accelerator.prepare(module, optimizer)
-        return wrapped, stepper
+            return module
+        wrapped: nn.Module = self._accelerator.prepare(module)
+        return wrapped
 
     def gathering(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of a micro-batch: only the step's last one averages the processes' gradients."""
@@ -120,7 +123,7 @@ class Engine:
         Accelerate's own way would unscale those of all optimizers, of which some have had theirs unscaled already.
         """
         if self.scaler is not None:
-            self.scaler.unscale_(_plain(optimizer))
+            self.scaler.unscale_(optimizer)
         total = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
         found = sharding.whole(total)
         if not found <= norm:  # else every gradient would be multiplied by one
@@ -130,7 +133,7 @@ class Engine:
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer's step. When all have stepped or none, `scaled` ends it."""
         if self.scaler is not None:
-            self.scaler.step(_plain(optimizer))
+            self.scaler.step(optimizer)
         else:
             optimizer.step()
 
@@ -189,8 +192,3 @@ class Engine:
     def end_tracking(self) -> None:
         if self._accelerator.log_with:
             self._accelerator.end_training()
-
-
-def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """What accelerate wrapped."""
-    return getattr(optimizer, "optimizer", optimizer)

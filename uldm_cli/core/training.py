@@ -142,8 +142,7 @@ class Trainer:
             for phase, parameters in self._trained.items()
         }
         self._prepared = {
-            phase: engine.prepare(_Phase(task, phase, self._trained[phase]), optimizer)
-            for phase, optimizer in self.optimizers.items()
+            phase: engine.prepare(_Phase(task, phase, parameters)) for phase, parameters in self._trained.items()
         }
         self._norms = {phase: RunningNorm() for phase in task.phases}
         self.ema, self.profiles = EMA(averaged, ema_decay), Profiles(averaged, ema_profiles)
@@ -179,7 +178,7 @@ class Trainer:
 
     def _gradient(self, phase: str, inputs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes and clips a phase's gradient; its loss and what it logs, as means over the micro-batches."""
-        run, optimizer = self._prepared[phase]
+        run, optimizer = self._prepared[phase], self.optimizers[phase]
         optimizer.zero_grad(set_to_none=True)
         for other, parameters in self._trained.items():
             for parameter in parameters:
@@ -214,7 +213,7 @@ class Trainer:
         return Fault(f"{what}, which is {limit:g} times the usual", spoilt=False)
 
     def _update(self, phase: str, lr: float, norm: float) -> None:
-        optimizer = self._prepared[phase][1]
+        optimizer = self.optimizers[phase]
         for group in optimizer.param_groups:
             group["lr"] = lr
         self.engine.step(optimizer)
