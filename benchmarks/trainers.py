@@ -124,6 +124,7 @@ def uldm_autoencoder(case: Case, precision: str) -> tuple[Step, nn.Module]:
     model: Any = AUTOENCODER.build().to(memory_format=torch.channels_last)
     weights = ReconstructionWeights(l1=1.0, l2=1.0, lpips=0.5, codebook=1.0, commitment=0.25)
     lpips = LPIPS(load_tensors(assets.path("lpips-alex.safetensors")), "alex", checked=False)
+    lpips.to(memory_format=torch.channels_last)  # as `uldm vqvae train` has it
     return uldm_trainer(AutoencoderTask(model, weights, lpips), model, precision, floats(case)), model
 
 
