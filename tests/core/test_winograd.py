@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uldm_cli.core import winograd
-from uldm_cli.core.blocks import Conv2d
+from uldm_cli.core.blocks import Conv2d, Upsample
 from uldm_cli.core.memory import kept_for_backward, kept_transformed, shapes_only
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch is without MKL here")
@@ -16,26 +16,26 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="t
 Size = tuple[int, int, int, int, int]
 
 
-def trained(size: Size, *, bias: bool = True) -> tuple[Conv2d, Tensor, Tensor]:
-    """A layer, its input and a gradient of its output."""
+def trained(size: Size, *, bias: bool = True, scale: int = 1) -> tuple[Conv2d, Tensor, Tensor]:
+    """A layer, its input and a gradient of its output, if it doubles or not."""
     samples, inputs, outputs, height, width = size
     torch.manual_seed(0)
     layer = Conv2d(inputs, outputs, 3, padding=1, bias=bias)
-    x, upstream = torch.randn(samples, inputs, height, width), torch.randn(samples, outputs, height, width)
-    return layer, x.requires_grad_(), upstream
+    x = torch.randn(samples, inputs, height, width)
+    return layer, x.requires_grad_(), torch.randn(samples, outputs, scale * height, scale * width)
 
 
-def results(layer: nn.Conv2d, x: Tensor, upstream: Tensor) -> list[Tensor]:
+def results(layer: nn.Conv2d, x: Tensor, upstream: Tensor, scale: int = 1) -> list[Tensor]:
     """The output, and the gradients of the input and of the parameters."""
-    out = layer(x)
+    out = layer(x, scale) if isinstance(layer, Conv2d) else layer(F.interpolate(x, scale_factor=scale))
     return [out.detach(), *torch.autograd.grad(out, [x, *layer.parameters()], upstream)]
 
 
-def exact(layer: nn.Conv2d, x: Tensor, upstream: Tensor) -> list[Tensor]:
-    """The same in float64."""
+def exact(layer: nn.Conv2d, x: Tensor, upstream: Tensor, scale: int = 1) -> list[Tensor]:
+    """The same by PyTorch in float64."""
     double = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, bias=layer.bias is not None).double()
     double.load_state_dict(layer.state_dict())
-    return results(double, x.detach().double().requires_grad_(), upstream.double())
+    return results(double, x.detach().double().requires_grad_(), upstream.double(), scale)
 
 
 def agree(found: list[Tensor], expected: list[Tensor]) -> bool:
@@ -55,12 +55,24 @@ def test_it_is_the_convolution_and_its_gradients(size: Size) -> None:
     assert agree(results(layer, x, upstream), exact(layer, x, upstream))
 
 
+@pytest.mark.parametrize("size", [*SIZES, (16, 64, 64, 2, 6), (16, 64, 96, 6, 2)], ids=str)
+def test_of_a_doubled_image(size: Size) -> None:
+    """It has to be the double that can be divided into tiles. The gradient of an input that was never made is right."""
+    layer, x, upstream = trained(size, scale=2)
+    assert winograd.fits(x, layer, 2)
+    assert agree(results(layer, x, upstream, 2), exact(layer, x, upstream, 2))
+    upsample = Upsample(64)
+    upsample.conv = layer
+    assert torch.equal(upsample(x), layer(x, scale=2))
+
+
+@pytest.mark.parametrize("scale", [1, 2])
 @pytest.mark.parametrize("kept", [0, 2**30])
-def test_a_batch_in_parts(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x, upstream = trained((9, 64, 64, 8, 8))
-    monkeypatch.setattr(winograd, "_AT_ONCE", 2 * 4 * 36 * 4 * 128)
+def test_a_batch_in_parts(kept: int, scale: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x, upstream = trained((9, 64, 64, 8, 8), scale=scale)
+    monkeypatch.setattr(winograd, "_AT_ONCE", 2 * 4 * 36 * 4 * 128 * scale**2)
     monkeypatch.setattr(winograd, "_KEPT", kept)
-    assert agree(results(layer, x, upstream), exact(layer, x, upstream))
+    assert agree(results(layer, x, upstream, scale), exact(layer, x, upstream, scale))
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
@@ -95,16 +107,19 @@ def test_there_is_no_second_gradient() -> None:
         first.sum().backward()
 
 
-def test_small_inputs_are_kept_transformed() -> None:
-    """And large ones as they are; the estimate of memory knows it."""
-    for size, kept in ((8, 8 * 36 * 4 * 64), (64, 8 * 64 * 64 * 64)):
-        layer, x, _ = trained((8, 64, 64, size, size))
-        assert kept_for_backward(partial(layer, x)) == 4 * kept
-        with shapes_only(torch.float32):
-            planned = Conv2d(64, 64, 3, padding=1)
-            one = partial(planned, torch.empty(1, 64, size, size))
-            estimate = 8 * kept_for_backward(one) + kept_transformed(planned, one, 8)
-        assert estimate == 4 * kept
+@pytest.mark.parametrize(
+    ("size", "scale", "kept"),
+    [(8, 1, 8 * 36 * 4 * 64), (64, 1, 8 * 64 * 64 * 64), (8, 2, 8 * 25 * 16 * 64), (64, 2, 8 * 64 * 64 * 64)],
+)
+def test_small_inputs_are_kept_transformed(size: int, scale: int, kept: int) -> None:
+    """And large ones as they are, never doubled; the estimate of memory knows it."""
+    layer, x, _ = trained((8, 64, 64, size, size))
+    assert kept_for_backward(partial(layer, x, scale=scale)) == 4 * kept
+    with shapes_only(torch.float32):
+        planned = Conv2d(64, 64, 3, padding=1)
+        one = partial(planned, torch.empty(1, 64, size, size), scale=scale)
+        estimate = 8 * kept_for_backward(one) + kept_transformed(planned, one, 8)
+    assert estimate == 4 * kept
 
 
 def test_gradients_that_nobody_wants_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,5 +160,8 @@ def test_only_training_in_float32_uses_it(monkeypatch: pytest.MonkeyPatch) -> No
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
         assert not winograd.fits(x, layer)
+    assert not winograd.fits(x[..., :7], layer, 2)
     layer.eval()
     assert torch.equal(layer(x), plain)
+    doubled = F.conv2d(F.interpolate(x, scale_factor=2), layer.weight, layer.bias, padding=1)
+    assert torch.equal(layer(x, scale=2), doubled)

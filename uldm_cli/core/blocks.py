@@ -89,7 +89,7 @@ class Upsample(nn.Module):
         self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, 2H, 2W)
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return self.conv(x, scale=2)
 
 
 class Packed:
@@ -135,13 +135,15 @@ class Conv2d(nn.Conv2d):
         super().__init__(*args, **kwargs)
         self.packed = Packed()
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C', H', W')
-        if self.padding_mode != "zeros" or x.ndim != 4:
-            return super().forward(x)
-        if Packed.fits(x):
+    def forward(self, x: Tensor, scale: int = 1) -> Tensor:  # (N, C, H, W) -> (N, C', H', W')
+        """Convolves the input, with a scale of 2 doubled before in height and width, by its nearest pixels."""
+        usual = self.padding_mode == "zeros" and x.ndim == 4
+        if usual and winograd.fits(x, self, scale):
+            return winograd.conv2d(x, self.weight, self.bias, scale)
+        if scale != 1:
+            x = F.interpolate(x, scale_factor=scale, mode="nearest")
+        if usual and Packed.fits(x):
             return self.packed.conv2d(x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
-        if winograd.fits(x, self):
-            return winograd.conv2d(x, self.weight, self.bias)
         return super().forward(x)
 
 

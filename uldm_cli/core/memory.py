@@ -96,13 +96,14 @@ def kept_transformed(module: nn.Module, run: Callable[[], object], samples: int)
     `core.winograd` would convolve. `run` takes one sample through the module. Use it in `shapes_only`."""
     more = 0
 
-    def note(conv: Conv2d, inputs: tuple[Tensor]) -> None:
+    def note(conv: Conv2d, inputs: tuple[Tensor], options: dict[str, int]) -> None:
         nonlocal more
         [x] = inputs
-        if winograd.suits(conv, samples, *x.shape[1:]):
-            more += winograd.kept_more(conv, x)
+        if winograd.suits(conv, samples, *x.shape[1:], **options):
+            more += winograd.kept_more(conv, x, **options)
 
-    hooks = [conv.register_forward_pre_hook(note) for conv in module.modules() if isinstance(conv, Conv2d)]
+    convs = (conv for conv in module.modules() if isinstance(conv, Conv2d))
+    hooks = [conv.register_forward_pre_hook(note, with_kwargs=True) for conv in convs]
     run()
     for hook in hooks:
         hook.remove()
