@@ -27,11 +27,11 @@ _OF_KERNEL = [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0
 _TO_TILE = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 """What is added to the second value, before this transform, is added to the whole tile."""
 _DOUBLED = [0, 1, 1, 2, 2, 3]
-"""Which line of an image, beginning before a tile, each line of a patch of the doubled image is."""
+"""Which of the four lines of an image that a tile of its double sees each of the six doubled lines is."""
 _AT_ONCE, _KEPT, _MOST = 2**24, 2**21, 2**26
 """Bytes of transformed inputs and outputs. So many are held at once, if a sample needs no more. Where a sample needs at
-most so many, its input is kept transformed for the backward pass, in 2.25 times the memory. A sample that needs more
-than so many is convolved directly."""
+most so many, its input is kept transformed for the backward pass, in 2.25 times the memory, or, of one that is doubled,
+in 1.6 times the memory of its double. A sample that needs more than so many is convolved directly."""
 
 
 def fits(x: Tensor, conv: nn.Conv2d, scale: int = 1) -> bool:
@@ -106,8 +106,8 @@ def _transforms(scale: int) -> tuple[Tensor, Tensor, Tensor]:
 class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: int) -> Tensor:
-        (samples, inputs, *size), outputs = x.shape, weight.shape[0]
-        height, width = (scale * length for length in size)
+        samples, inputs, height, width = x.shape
+        height, width, outputs = height * scale, width * scale, weight.shape[0]
         kernel, (some, keep) = _transformed(weight, scale), _sizes(height, width, inputs + outputs, scale)
         # Written into, for a view of rows could not be changed in place.
         out = torch.empty(samples, outputs, height, width, dtype=x.dtype, memory_format=torch.channels_last)
