@@ -27,7 +27,7 @@ def trained(size: Size, *, bias: bool = True, scale: int = 1) -> tuple[Conv2d, T
 
 def results(layer: nn.Conv2d, x: Tensor, upstream: Tensor, scale: int = 1) -> list[Tensor]:
     """The output, and the gradients of the input and of the parameters."""
-    out = layer(x, scale) if isinstance(layer, Conv2d) else layer(F.interpolate(x, scale_factor=scale))
+    out = layer(x, scale=scale) if isinstance(layer, Conv2d) else layer(F.interpolate(x, scale_factor=scale))
     return [out.detach(), *torch.autograd.grad(out, [x, *layer.parameters()], upstream)]
 
 

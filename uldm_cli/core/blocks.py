@@ -135,7 +135,7 @@ class Conv2d(nn.Conv2d):
         super().__init__(*args, **kwargs)
         self.packed = Packed()
 
-    def forward(self, x: Tensor, scale: int = 1) -> Tensor:  # (N, C, H, W) -> (N, C', H', W')
+    def forward(self, x: Tensor, *, scale: int = 1) -> Tensor:  # (N, C, H, W) -> (N, C', H', W')
         """Convolves the input, with a scale of 2 doubled before in height and width, by its nearest pixels."""
         usual = self.padding_mode == "zeros" and x.ndim == 4
         if usual and winograd.fits(x, self, scale):

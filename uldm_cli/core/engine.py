@@ -99,7 +99,7 @@ class Engine:
     def prepare(self, module: nn.Module) -> nn.Module:
         """A module, wrapped for this device, precision and number of processes.
 
-        Its optimizer is not: what accelerate makes of one steps as that does, and looks up packages in every step.
+        Its optimizer is not: accelerate's would step in the same way, and look up installed packages in every step.
         """
         if self.sharded:  # accelerate would do it once more
             module.forward = self._accelerator.autocast()(module.forward)

@@ -86,21 +86,29 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, scale: int = 1) -> Te
     return out
 
 
-@cache
-def _transforms(scale: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of patches `[36, 36]`, of kernels `[36, 9]`, and to tiles `[16, 36]`: of squares, whose lines follow each other.
+class _Transforms(NamedTuple):
+    """Matrices for squares whose lines follow each other: with a scale of 2 of the second shape."""
 
-    With a scale of 2 `[25, 16]`, `[25, 9]` and `[16, 25]`: the third value of a transformed line is zero.
-    Made when they are first needed, for modules may be imported where tensors that are made have no memory.
-    """
-    lines = (torch.tensor(x, dtype=torch.float64, device="cpu") for x in (_OF_PATCH, _OF_KERNEL, _TO_TILE))
-    of_patch, of_kernel, to_tile = lines
-    if scale == 2:
+    of_patch: Tensor
+    """`[36, 36]` or `[25, 16]`."""
+    of_kernel: Tensor
+    """`[36, 9]` or `[25, 9]`."""
+    to_tile: Tensor
+    """`[16, 36]` or `[16, 25]`."""
+
+
+@cache
+def _transforms(scale: int) -> _Transforms:
+    """Made when they are first needed, for modules may be imported where tensors that are made have no memory."""
+    of_patch, of_kernel, to_tile = (
+        torch.tensor(x, dtype=torch.float64, device="cpu") for x in (_OF_PATCH, _OF_KERNEL, _TO_TILE)
+    )
+    if scale == 2:  # the third value of every transformed line is zero
         of_patch = of_patch @ F.one_hot(torch.tensor(_DOUBLED, device="cpu")).double()
         some = of_patch.any(1)
         of_patch, of_kernel, to_tile = of_patch[some], of_kernel[some], to_tile[:, some]
     of_patch, of_kernel, to_tile = (torch.kron(x, x) for x in (of_patch, of_kernel, to_tile))
-    return of_patch.float(), (of_kernel / 24**2).float(), to_tile.float()
+    return _Transforms(of_patch.float(), (of_kernel / 24**2).float(), to_tile.float())
 
 
 class _Winograd(torch.autograd.Function):
@@ -119,7 +127,7 @@ class _Winograd(torch.autograd.Function):
             product = torch.bmm(patches.transpose(0, 1), kernel.mT)
             if bias is not None:
                 _constant(product, scale).add_(bias)
-            tiles = torch.mm(_transforms(scale)[2], product.view(product.shape[0], -1))
+            tiles = torch.mm(_transforms(scale).to_tile, product.view(product.shape[0], -1))
             torch.index_select(tiles.view(-1, outputs), 0, places.in_tiles, out=_rows(into))
         ctx.scale = scale
         ctx.save_for_backward(weight, *kept)
@@ -136,7 +144,7 @@ class _Winograd(torch.autograd.Function):
         for part, of_out in zip(kept, _parts(gradient, some), strict=True):
             places = _places(of_out, scale)
             tiles = _rows(of_out).index_select(0, places.of_tiles).view(_TILE**2, -1)
-            product = torch.mm(_transforms(scale)[2].mT, tiles).view(_POINTS[scale] ** 2, -1, outputs)
+            product = torch.mm(_transforms(scale).to_tile.mT, tiles).view(_POINTS[scale] ** 2, -1, outputs)
             if ctx.needs_input_grad[0]:
                 of_parts.append(_add_patches(torch.bmm(product, kernel), of_out.shape[0], places, scale))
             if ctx.needs_input_grad[1]:
@@ -273,13 +281,13 @@ def _patches(x: Tensor, places: _Places, scale: int) -> Tensor:
     A patch is a tile with the nearest line of each neighbour.
     """
     patches = _summed(_rows(x), places.of_patches)
-    return _times(_transforms(scale)[0], patches.view(-1, _PATCH[scale] ** 2, x.shape[1]))
+    return _times(_transforms(scale).of_patch, patches.view(-1, _PATCH[scale] ** 2, x.shape[1]))
 
 
 def _add_patches(transformed: Tensor, samples: int, places: _Places, scale: int) -> Tensor:
     """`_patches`, transposed: `[36 or 25, tiles, C]` to `[N * H * W, C]`, where a pixel is the sum over its patches."""
     positions, _, channels = transformed.shape
-    patches = _times(_transforms(scale)[0].mT, transformed.view(positions, samples, -1).transpose(0, 1))
+    patches = _times(_transforms(scale).of_patch.mT, transformed.view(positions, samples, -1).transpose(0, 1))
     return _summed(patches.view(-1, channels), places.in_patches)
 
 
@@ -287,10 +295,10 @@ def _transformed(weight: Tensor, scale: int) -> Tensor:
     """A kernel `[K, C, 3, 3]` to `[36 or 25, K, C]`."""
     outputs, inputs = weight.shape[:2]
     taps = weight.permute(0, 2, 3, 1).reshape(outputs, _TAPS**2, inputs)
-    return _times(_transforms(scale)[1], taps).transpose(0, 1)
+    return _times(_transforms(scale).of_kernel, taps).transpose(0, 1)
 
 
 def _transposed(of_kernel: Tensor, scale: int) -> Tensor:
     """`_transformed`, transposed: the gradient of a transformed kernel to that of the kernel, channels last."""
-    of_taps = _times(_transforms(scale)[1].mT, of_kernel.transpose(0, 1))
+    of_taps = _times(_transforms(scale).of_kernel.mT, of_kernel.transpose(0, 1))
     return of_taps.unflatten(1, (_TAPS, _TAPS)).permute(0, 3, 1, 2)
